@@ -1,0 +1,286 @@
+"""Run a cocotb bench on a compiled simulator; get its result back as a dictionary.
+
+A bench is a module with `@cocotb.test()` functions; it reads its arguments and reports its result
+through this module. In the calling process (a pytest test, or the command line; pytest is not needed):
+
+    from systolith.sim import build, runner
+
+    made = build.build(build.amaranth_verilog(Counter(8), "counter"), "counter")
+    result = runner.run(made, "counter", {"cycles": 100}, seed=1)   # -> {"count": 100}
+
+and in `sim/benches/counter.py`, inside the simulator:
+
+    import cocotb
+    from cocotb.triggers import ClockCycles
+    from systolith.sim.runner import arguments, progress, report, start
+
+    @cocotb.test()
+    async def counts(dut):
+        await start(dut)                        # clock on `clk`, a pulse on `rst`
+        dut.enable.value = 1
+        await ClockCycles(dut.clk, arguments()["cycles"])
+        progress({"text": "nearly there"})      # goes to run(..., progress=callback) at once
+        assert int(dut.count.value) == arguments()["cycles"], "first mismatch: ..."
+        report({"count": int(dut.count.value)})
+
+`bench` is the name of a module in systolith.sim.benches, a dotted module name, or the path of a .py
+file. A failed assertion, a crash, a time-out, no tests, or a missing results file raise `BenchFailure`
+with the assertion's text and the tail of the log, whose folder is then kept for inspection.
+
+Speed: `start()` lets cocotb's C++ clock toggle `clk`, so a free-running design costs no Python. Every
+trigger that Python awaits costs about 10 us: benches of large designs wait for an edge of a `done`
+port, not for every cycle. Figures are in `start()`.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from systolith.sim.build import Build
+
+_RUN = "SYSTOLITH_RUN"  # inside the simulator: the folder of this run
+_POLL_S = 0.02
+_TAIL_LINES = 40
+
+
+class BenchFailure(AssertionError):
+    """A bench failed; the text holds its first failed assertion, the seed, and the tail of the log."""
+
+
+def run(
+    build: "Build",
+    bench: str | Path,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    waves: Path | None = None,
+    seed: int = 0,
+    timeout_s: float = 600,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    plusargs: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
+    directory: Path | None = None,
+) -> dict[str, Any]:
+    """Simulate `build` under `bench`; returns what the bench reported (several reports are merged).
+
+    arguments: anything JSON can hold, numpy scalars and arrays become numbers and lists
+    waves: where to write the waveforms; the build must have been made with waves=True, and the suffix
+        becomes the format's (.fst or .vcd)
+    seed: seeds Python's `random` in the simulator; `seed()` there returns it
+    timeout_s: wall-clock limit, after which the simulator is killed and the run has failed
+    progress: called in this process with each dictionary that the bench passes to `progress()`, live
+    plusargs: for $value$plusargs, for instance "+axi_memory_image=weights.bin"
+    files: written into the run's folder first, for instance memory images
+    directory: the run's folder (kept). Default: a temporary one, kept only if the run fails
+    """
+    if waves is not None and not build.waves:
+        raise ValueError("Waves need a build that was made with waves=True")
+    kept = directory is not None
+    if directory is None:
+        parent = build.directory.parents[1] / "runs"
+        parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f"{build.top}-", dir=parent))
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("results.xml", "result.json", "progress.jsonl"):
+        (directory / name).unlink(missing_ok=True)
+    for name, data in (files or {}).items():
+        (directory / name).write_bytes(data)
+    (directory / "arguments.json").write_text(_to_json(dict(arguments or {})))
+    command = [str(build.executable), *plusargs]
+    if waves is not None:
+        waves = waves.with_suffix(f".{build.waves}").resolve()
+        waves.parent.mkdir(parents=True, exist_ok=True)
+        command[1:1] = ["--trace", "--trace-file", str(waves)]
+    status = _simulate(command, _environment(build, bench, seed, directory), directory, timeout_s, progress)
+    problem = _problem(directory, status)
+    if problem:
+        raise BenchFailure(
+            f"{problem}\nbench {bench} on {build.top}, seed {seed}; the run is in {directory}\n"
+            f"--- end of {directory.name}/simulation.log ---\n{_tail(directory)}"
+        )
+    result = directory / "result.json"
+    answer = json.loads(result.read_text()) if result.exists() else {}
+    if not kept:
+        shutil.rmtree(directory)
+    return answer
+
+
+def _simulate(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path,
+    timeout_s: float,
+    progress: Callable[[dict[str, Any]], None] | None,
+) -> str:
+    """Run the simulator to its end; returns "" or how it ended badly."""
+    path = directory / "progress.jsonl"
+    path.touch()
+    deadline = time.monotonic() + timeout_s
+    with (directory / "simulation.log").open("w") as log, path.open() as lines:
+        process = subprocess.Popen(
+            command, cwd=directory, env=dict(environment), stdout=log, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        pending = ""
+        try:
+            while True:
+                ended = process.poll() is not None  # asked before reading: no line can be missed
+                pending += lines.read() if progress else ""
+                *complete, pending = pending.split("\n")
+                for line in complete:
+                    if progress:
+                        progress(json.loads(line))
+                if ended:
+                    break
+                if time.monotonic() > deadline:
+                    return f"the simulation did not end within {timeout_s:g} s"
+                with_timeout = min(_POLL_S, max(deadline - time.monotonic(), 0.001))
+                try:
+                    process.wait(with_timeout)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return "" if process.returncode == 0 else f"the simulator ended with status {process.returncode}"
+
+
+def _problem(directory: Path, status: str) -> str:
+    """What went wrong: the first failed test, or why there is no verdict; "" if all tests passed."""
+    path = directory / "results.xml"
+    try:
+        cases = list(ElementTree.parse(path).iter("testcase")) if path.exists() else []
+    except ElementTree.ParseError:
+        cases = []
+    for case in cases:
+        for kind in ("failure", "error"):
+            found = case.find(kind)
+            if found is not None:
+                text = found.get("error_msg") or found.get("message") or (found.text or "").strip()
+                return f"{case.get('name')}: {text or kind}"
+    if status:
+        return status
+    if not any(case.find("skipped") is None for case in cases):
+        return "the simulation left no test result"
+    return ""
+
+
+def _tail(directory: Path) -> str:
+    lines = (directory / "simulation.log").read_text(errors="replace").splitlines()
+    return "\n".join(lines[-_TAIL_LINES:])
+
+
+def _environment(build: "Build", bench: str | Path, seed: int, directory: Path) -> dict[str, str]:
+    """The variables that cocotb wants, as its own runner sets them."""
+    import cocotb_tools.runner
+
+    module, folders = _module(bench)
+    runner = cocotb_tools.runner.Verilator()
+    runner.env = {}
+    runner.test_module = module
+    runner.sim_hdl_toplevel = build.top
+    runner.hdl_toplevel_lang = "verilog"
+    try:
+        runner._set_env_test()
+    except ValueError as error:  # find_libpython found nothing
+        from systolith.errors import UserError
+
+        raise UserError(
+            "simulation needs a Python with a shared library (libpython3.so), which this one lacks: "
+            "use the system's python3 (Debian and Ubuntu: apt-get install libpython3-dev)"
+        ) from error
+    environment = dict(runner.env)
+    environment["PYTHONPATH"] = os.pathsep.join([*folders, environment["PYTHONPATH"]])
+    environment["COCOTB_RESULTS_FILE"] = str(directory / "results.xml")
+    environment["COCOTB_RANDOM_SEED"] = str(seed)
+    environment["COCOTB_ANSI_OUTPUT"] = "0"
+    environment[_RUN] = str(directory)
+    # A bench that was chosen on someone's command line must not filter ours.
+    for name in ("COCOTB_TEST_FILTER", "COCOTB_TESTCASE", "COCOTB_WAVEFORM_VIEWER"):
+        environment.pop(name, None)
+    return environment
+
+
+def _module(bench: str | Path) -> tuple[str, list[str]]:
+    """Module name of a bench, and the folders it needs on the path."""
+    if isinstance(bench, Path) or bench.endswith(".py"):
+        path = Path(bench).resolve()
+        if not path.exists():
+            raise ValueError(f"Bench must be an existing file, not {path}")
+        return path.stem, [str(path.parent)]
+    if "." in bench:
+        checkout = Path(__file__).resolve().parents[1]
+        return bench, [] if bench.startswith("systolith.") else [str(checkout)]
+    name = f"systolith.sim.benches.{bench}"
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"Bench must be a module of systolith.sim.benches, not {bench!r}")
+    return name, []
+
+
+def _to_json(value: Any) -> str:
+    def default(item: Any) -> Any:
+        if hasattr(item, "tolist"):  # numpy scalars and arrays
+            return item.tolist()
+        if isinstance(item, Path):
+            return str(item)
+        raise TypeError(f"{type(item).__name__} cannot be written as JSON")
+
+    return json.dumps(value, default=default)
+
+
+# The rest is for benches: it runs inside the simulator.
+
+
+def run_directory() -> Path:
+    """The folder of this run: the simulator's working directory, where files are exchanged."""
+    return Path(os.environ[_RUN])
+
+
+def arguments() -> dict[str, Any]:
+    """What the caller passed to `run()`."""
+    return json.loads((run_directory() / "arguments.json").read_text())
+
+
+def seed() -> int:
+    """The seed of this run, for `numpy.random.default_rng(seed())`."""
+    return int(os.environ["COCOTB_RANDOM_SEED"])
+
+
+def report(values: Mapping[str, Any]) -> None:
+    """Add to what `run()` returns. May be called several times."""
+    path = run_directory() / "result.json"
+    merged = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(_to_json({**merged, **values}))
+
+
+def progress(values: Mapping[str, Any]) -> None:
+    """Pass a dictionary to the caller's `progress` callback now, while the simulation runs."""
+    with (run_directory() / "progress.jsonl").open("a") as file:
+        file.write(_to_json(dict(values)) + "\n")
+
+
+async def start(dut: Any, *, clock: str = "clk", reset: str | None = "rst", cycles: int = 2) -> None:
+    """Start the clock of `dut` and pulse its reset for `cycles` cycles (if it has that port).
+
+    Returns after the edge that ended the reset: drive inputs from here on. The period is 10 ns.
+    """
+    from cocotb.clock import Clock
+    from cocotb.triggers import ClockCycles
+
+    handle = getattr(dut, clock)
+    Clock(handle, 10, "ns", impl="gpi").start()
+    if reset is not None and hasattr(dut, reset):
+        getattr(dut, reset).value = 1
+        await ClockCycles(handle, cycles)
+        getattr(dut, reset).value = 0
+    await ClockCycles(handle, 1)
