@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from systolith.errors import CheckpointError
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from systolith.errors import CheckpointError
 
 ROPE_PAIRS = ("adjacent", "halves")
 
@@ -156,14 +157,12 @@ class Attention(nn.Module):
         k = rotate(k, cos, sin, c.rope_pairs)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)                                # [B, G, S, P]
-        share = c.n_heads // c.n_kv_heads
-        k = k.repeat_interleave(share, dim=1)                                    # [B, H, S, P]
-        v = v.repeat_interleave(share, dim=1)                                    # [B, H, S, P]
         s = k.shape[2]
-        scores = q @ k.transpose(2, 3) / math.sqrt(c.head_dim)                   # [B, H, T, S]
-        future = torch.ones(t, s, dtype=torch.bool).triu(s - t + 1)
-        p = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-        return self.o_proj((p @ v).transpose(1, 2).reshape(b, t, c.dim))         # [B, T, dim]
+        # Token i of the new ones sees the cache and the new ones up to itself.
+        seen = None if t == s else torch.ones(t, s, dtype=torch.bool).tril(s - t)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None,
+                                           enable_gqa=True)                      # [B, H, T, P]
+        return self.o_proj(x.transpose(1, 2).reshape(b, t, c.dim))               # [B, T, dim]
 
 
 class FeedForward(nn.Module):

@@ -19,10 +19,11 @@ from pydoc_data.topics import topics
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from systolith.quant.llama import Llama, LlamaConfig
-from systolith.quant.tokenizer import BOS, SPECIAL, SPECIAL_PIECES, Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
+
+from systolith.quant.llama import Llama, LlamaConfig
+from systolith.quant.tokenizer import BOS, SPECIAL, SPECIAL_PIECES, Tokenizer
 
 CONFIG = LlamaConfig(
     dim=64, hidden_dim=176, n_layers=5, n_heads=4, n_kv_heads=2, vocab_size=512, max_seq_len=512,
@@ -224,7 +225,7 @@ def train(out: Path, steps: int, minutes: float, peak: float, decay: float, drop
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         last = step + 1 == steps or time.monotonic() - began > 60 * minutes
-        if (step + 1) % 100 == 0 or last:
+        if (step + 1) % 200 == 0 or last:
             nats = held_out_loss(model, held)
             line = (f"{nats:.4f} nats per token, {nats * per_byte:.4f} bits per byte, "
                     f"perplexity {np.exp(nats):.3f}")
