@@ -2,6 +2,6 @@
 
 if __name__ != "systolith.hdl":
     raise ImportError(
-        "this folder is the package 'systolith.hdl': install the project (pip install -e .) and import it "
-        "by that name"
+        "this folder is the package 'systolith.hdl': install the project (pip install -e .) "
+        "and import it by that name"
     )
