@@ -6,10 +6,10 @@
 
 Contract: `build()` returns a `Build` whose folder is named by a hash of everything that went in
 (Verilog, source files, parameters, waves, exposed names, versions of the tools). Equal inputs never
-compile twice, not even in two processes at once (a file lock), and an interrupted build leaves nothing
-that looks finished (a rename publishes it). Only the ports of the top module are visible to cocotb,
-plus the names given as `public`; everything else stays free for Verilator to optimise. On a 16 x 16
-array that is 10 s of compilation instead of 55, and five times the simulation speed.
+compile twice, not even in two processes at once (a file lock), and an interrupted build leaves
+nothing that looks finished (a rename publishes it). Only the ports of the top module are visible to
+cocotb, plus the names given as `public`; everything else stays free for Verilator to optimise. On a
+16 x 16 array that is 10 s of compilation instead of 55, and five times the simulation speed.
 
 The folder of the cache is $SYSTOLITH_CACHE, else `build/` in a checkout, else ~/.cache/systolith.
 """
@@ -31,8 +31,8 @@ from typing import Any, TextIO
 import cocotb_tools.config
 import cocotb_tools.runner
 
-from systolith.errors import UserError
-from systolith.sim import verilator
+from systolith.sim import verilator as tool_finder
+from systolith.sim.ports import parse_ports
 
 # What Yosys writes is correct and trips these by style; they are waived in the exported file alone.
 WAIVED = (
@@ -85,25 +85,6 @@ def amaranth_verilog(component: Any, name: str) -> str:
     return verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
 
 
-def port_names(verilog: str, top: str) -> tuple[str, ...]:
-    """Names of the ports of module `top`, in order, from its ANSI or its body declarations."""
-    text = re.sub(r"//[^\n]*|/\*.*?\*/|\(\*(?!\)).*?\*\)", " ", verilog, flags=re.DOTALL)
-    found = re.search(rf"\bmodule\s+\\?{re.escape(top)}\b(.*?)\bendmodule\b", text, re.DOTALL)
-    if found is None:
-        raise UserError(f"the Verilog has no module named {top!r}")
-    names: dict[str, None] = {}
-    # A declaration runs from its direction to the next direction, `;`, or the `)` that ends the header.
-    for declaration in re.finditer(
-        r"\b(?:input|output|inout)\b((?:(?!\b(?:input|output|inout)\b)[^;)])*)", found[1]
-    ):
-        body = re.sub(r"\[[^\]]*\]", " ", declaration[1])
-        for item in body.split(","):
-            words = re.findall(r"\\\S+|[A-Za-z_]\w*", item.split("=")[0])
-            if words:
-                names[words[-1].lstrip("\\")] = None
-    return tuple(names)
-
-
 def build(
     verilog: str,
     top: str,
@@ -114,21 +95,25 @@ def build(
     waves: bool = False,
     public: Sequence[str] = (),
 ) -> Build:
-    """Compile `verilog` (text) and `sources` (files) with top module `top`, or find it in the cache.
+    """Compile `verilog` (text) and `sources` (files) with top module `top`, or find it in the
+    cache.
 
-    parameters: of the top module; defines: macros. waves: able to record waveforms (FST, or VCD where
-    lz4 is not installed), slower. public: more names for cocotb, as "signal" (of the top module) or
-    "module.signal". The top may stand in the text or in a source file. Raises `BuildFailure` with the
-    compiler's words, or `UserError` if a tool is missing.
+    parameters: of the top module; defines: macros. waves: able to record waveforms (FST, or VCD
+    where lz4 is not installed), slower. public: more names for cocotb, as "signal" (of the top
+    module) or "module.signal". The top may stand in the text or in a source file. Raises
+    `BuildFailure` with the compiler's words, or `UserError` if a tool is missing.
     """
-    tools = verilator.find()
+    tools = tool_finder.find()
     trace = tools.trace if waves else ""
     files = {Path(source).name: Path(source).read_bytes() for source in sources}
     if len(files) != len(sources):
         raise ValueError("Sources must have distinct file names")
-    ports = port_names("\n".join([verilog, *(data.decode() for data in files.values())]), top)
+    text = "\n".join([verilog, *(data.decode() for data in files.values())])
+    ports = tuple(port.name for port in parse_ports(text, top))
     exposed = [name.rpartition(".") for name in public]
-    control = _control_file(top, [*((top, p) for p in ports), *((m or top, v) for m, _, v in exposed)])
+    control = _control_file(
+        top, [*((top, p) for p in ports), *((m or top, v) for m, _, v in exposed)]
+    )
     key = _key(
         verilog, top, files, dict(defines or {}), dict(parameters or {}), trace, control,
         [tools.version, tools.compiler_version, tools.make_flags, _ARGUMENTS, _OPTIMISE],
@@ -163,7 +148,7 @@ def _key(*parts: object) -> str:
 
 
 def _control_file(top: str, exposed: Sequence[tuple[str, str]]) -> str:
-    """Verilator's control file: what cocotb may see, and which warnings the exported file may raise."""
+    """Verilator's control file: what cocotb may see, and which warnings are waived."""
     lines = ["`verilator_config"]
     lines += [f'public_flat_rw -module "{module}" -var "{name}"' for module, name in exposed]
     lines += [f'lint_off -rule {rule} -file "*design.v"' for rule in WAIVED]
@@ -179,7 +164,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _publish(work: Path, made: Build) -> None:
-    """Keep the simulator, its inputs and its log; drop the intermediate files; rename into place."""
+    """Keep the simulator, its inputs and its log, drop the rest, and rename into place."""
     for path in work.iterdir():
         if path.suffix in {".o", ".d", ".a", ".gch", ".cpp", ".h", ".dat", ".mk", ".tmp"}:
             path.unlink()
@@ -190,7 +175,7 @@ def _publish(work: Path, made: Build) -> None:
 class _Compiler(cocotb_tools.runner.Verilator):
     """cocotb's Verilator runner without --public-flat-rw, and with a cached run-time library."""
 
-    def __init__(self, tools: verilator.Toolchain, trace: str) -> None:
+    def __init__(self, tools: tool_finder.Toolchain, trace: str) -> None:
         super().__init__()
         self.tools = tools
         self.trace = trace
@@ -254,21 +239,28 @@ class _Compiler(cocotb_tools.runner.Verilator):
         log.write(" ".join(command) + "\n")
         log.flush()
         answer = subprocess.run(
-            command, cwd=self.build_dir, env=self.env, stdout=log, stderr=subprocess.STDOUT, check=False
+            command,
+            cwd=self.build_dir,
+            env=self.env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
         )
         if answer.returncode != 0:
             path = self.build_dir / "build.log"
             lines = path.read_text(errors="replace").splitlines()
             errors = [line for line in lines if "%Error" in line or " error: " in line][:10]
             raise BuildFailure(
-                "\n".join([f"{Path(command[0]).name} failed; the log is {path}", *errors, *lines[-30:]])
+                "\n".join(
+                    [f"{Path(command[0]).name} failed; the log is {path}", *errors, *lines[-30:]]
+                )
             )
 
 
 class _Runtime:
     """Verilator's run-time library as objects: the same for every design, half of a small build."""
 
-    def __init__(self, work: Path, tools: verilator.Toolchain) -> None:
+    def __init__(self, work: Path, tools: tool_finder.Toolchain) -> None:
         self.work = work
         text = (work / "Vtop_classes.mk").read_text()
         switches = re.findall(r"^VM_[A-Z_]+ = \d+$", text, re.MULTILINE)

