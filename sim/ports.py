@@ -34,7 +34,7 @@ class Port:
 
     @property
     def checked_range(self) -> str:
-        """The range with a space after it, or nothing; constant, so that it means the same outside."""
+        """The range and a space, or nothing; only constants mean the same in another module."""
         return f"{self.range} " if self.range and self.width else ""
 
 
@@ -44,11 +44,15 @@ def parse_ports(verilog: str, module: str) -> tuple[Port, ...]:
     found = re.search(rf"\bmodule\s+\\?{re.escape(module)}\b(.*?)\bendmodule\b", text, re.DOTALL)
     if found is None:
         raise UserError(f"the Verilog has no module named {module!r}")
+    header = found[1].partition(";")[0]
+    if re.search(r"\b(?:input|output|inout)\b", header):
+        text = header[: header.rfind(")")]
+    else:  # Yosys, Verilog 1995
+        text = re.sub(r"\b(function|task)\b.*?\bend\1\b", " ", found[1], flags=re.DOTALL)
     ports: dict[str, Port] = {}
-    # A declaration runs from its direction to the next one, to `;`, or to the header's last `)`.
+    # A declaration runs from its direction to the next one, or to `;`.
     for declaration in re.finditer(
-        r"\b(input|output|inout)\b((?:(?!\b(?:input|output|inout)\b)(?:\[[^\]]*\]|[^;)]))*)",
-        found[1],
+        r"\b(input|output|inout)\b((?:(?!\b(?:input|output|inout)\b)[^;])*)", text
     ):
         packed = re.search(r"\[[^\]]*\]", declaration[2])
         body = re.sub(r"\[[^\]]*\]", " ", declaration[2])
