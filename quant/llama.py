@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from systolith.errors import CheckpointError
 
 ROPE_PAIRS = ("adjacent", "halves")
+LONGEST = 1 << 20   # positions; more means a damaged configuration, and tables without end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class LlamaConfig:
     n_heads        query heads; dim is a multiple of it, and head_dim = dim / n_heads is even
     n_kv_heads     key and value heads; divides n_heads
     vocab_size     rows of the embedding
-    max_seq_len    positions that the model was made for; longer sequences are refused
+    max_seq_len    positions that the model was made for; at most 2**20; longer sequences
+                   are refused
     norm_eps       added to the mean square in RMSNorm
     rope_base      base of the rotary frequencies
     rope_pairs     which two elements of a head rotate together: "adjacent" (0, 1) as in Meta's and
@@ -59,6 +61,8 @@ class LlamaConfig:
             if (not isinstance(value, (int, float)) or isinstance(value, bool)
                     or not 0 < value < math.inf):
                 raise CheckpointError(f"{name} must be a positive number, not {value!r}")
+        if self.max_seq_len > LONGEST:
+            raise CheckpointError(f"max_seq_len must be at most {LONGEST}, not {self.max_seq_len}")
         if not isinstance(self.tied_embedding, bool):
             raise CheckpointError(
                 f"tied_embedding must be true or false, not {self.tied_embedding!r}")
