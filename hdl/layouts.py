@@ -22,7 +22,7 @@ COMMAND = data.StructLayout(
 
 
 def operand(command: data.View, opcode: str, name: str) -> Value:
-    """Field ``name`` of instruction ``opcode`` in a ``COMMAND`` view, as the ISA table lays it out."""
+    """Field ``name`` of instruction ``opcode`` in a ``COMMAND`` view."""
     spec = isa.BY_NAME[opcode].field(name)
     if spec.word == 1:
         word, low = Value.cast(command.flags), spec.low - 24
@@ -67,7 +67,7 @@ class ReadPort(wiring.Signature):
     cycle only. ``en`` may be withdrawn. Ports that never wait have ``ready`` tied to 1.
     """
 
-    def __init__(self, address_bits: int, shape) -> None:  # noqa: ANN001 (any Amaranth shape)
+    def __init__(self, address_bits: int, shape) -> None:
         self.address_bits = address_bits
         self.shape = shape
         super().__init__(
@@ -81,7 +81,7 @@ class WritePort(wiring.Signature):
     A write happens in a cycle where ``en`` and ``ready`` are high; ``mask`` has one bit a lane.
     """
 
-    def __init__(self, address_bits: int, shape, lanes: int) -> None:  # noqa: ANN001
+    def __init__(self, address_bits: int, shape, lanes: int) -> None:
         self.address_bits = address_bits
         self.shape = shape
         self.lanes = lanes
