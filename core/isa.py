@@ -261,7 +261,8 @@ OPCODES: tuple[Opcode, ...] = (
         (
             *_VECTOR,
             Field("limit", 3, 0, 16, "scores of the first row that take part, at least 1"),
-            Field("limit_step", 3, 16, 16, "added to the limit from row to row"),
+            Field("limit_step", 3, 16, 16, "added to the limit after every `limit_rows` rows"),
+            Field("limit_rows", 5, 24, 8, "rows that share a limit; 0 counts as 1"),
             Field("shift", 6, 16, 6, "right shift of the exponent scale"),
             Field("mult", 7, 0, 16, "mantissa of the exponent scale"),
         ),

@@ -315,7 +315,7 @@ class GoldenMachine:
     def _softmax(self, item: Instruction) -> None:
         g = item.get
         scores = self._source(item, Format.ACC32)
-        limit = g("limit") + np.arange(g("rows")) * g("limit_step")
+        limit = g("limit") + np.arange(g("rows")) // max(g("limit_rows"), 1) * g("limit_step")
         bits = 16 if g("d_wide") else 8
         flat = scores.reshape(len(scores), -1)
         p = golden.softmax(flat, g("mult"), g("shift"), limit, bits)
