@@ -1,0 +1,445 @@
+"""The integer graph: what quantizers write, and what the compiler and the integer forward read.
+
+A `Graph` is an ordered list of nodes over named tensors, with integer constants. Every node is one
+or a few calls of `core/golden.py` with every parameter explicit, so its result is defined to the
+last bit and does not depend on tiling, fusion, or on how many tokens are processed at once.
+
+A tensor is a matrix of T tokens by `channels` signed integers. T is not part of the graph: a graph
+processes any block of new tokens that follow what its key/value caches hold, be it a whole prompt
+or one token. `start` below is the number of tokens that the caches held before the block.
+
+In the formulas, a name of a tensor or constant stands for its value, and `sat` is `fixed.saturate`
+to the bits of the node's output tensor. The vector unit computes
+``sat(combine(table(scale(acc))))`` in one instruction; since its intermediate values are int16, a
+`Linear` with a 16-bit output and the `Add`, `Multiply` or `Rope` that reads it may be fused (as
+operand `a`) without a change of any bit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolith.errors import UserError
+
+MAX_SHIFT = 62
+"""Largest right shift of a rescale."""
+MAX_EPS_SHIFT = 38
+"""Largest left shift of a norm's epsilon."""
+MAX_NORM_CHANNELS = 4095
+"""Most channels that a norm can sum exactly."""
+
+
+class GraphError(UserError):
+    """A graph that is not well formed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A named tensor between nodes, shape (T, channels).
+
+    ``bits``: 8 or 16, signed; 32 for the indices that `ArgMax` returns. ``scale``: the real value
+    of one LSB, one for all channels or one for each. It documents the tensor for reports and for
+    reading results; no integer of the graph is computed from it.
+    """
+
+    name: str
+    channels: int
+    bits: int
+    scale: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operation; ``out`` names the tensor that it defines. Constants are named, too."""
+
+    name: str
+    out: str
+
+    INPUTS = ()
+    CONSTANTS = ()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the node reads."""
+        return tuple(getattr(self, field) for field in self.INPUTS)
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the constants that the node reads."""
+        names = (getattr(self, field) for field in self.CONSTANTS)
+        return tuple(name for name in names if name is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Node):
+    """``out[t] = table[token[t]]``.
+
+    ``table``: int16 [vocabulary, channels]. The input is the graph's tokens, 0 to vocabulary - 1.
+    """
+
+    table: str
+
+    CONSTANTS = ("table",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Node):
+    """``out = sat(lookup(scale(matmul(x, weight.T), bias, mult, shift), table))``.
+
+    N output channels, K input channels. ``weight``: int8 [N, K]; ``bias``: int32 [N]; ``mult``:
+    uint16 [N]; ``shift``: uint8 [N], at most 62; ``table``: int16 [256, 2] for `golden.lookup`, or
+    None for no lookup. x has 8 or 16 bits, out 8 or 16.
+    """
+
+    x: str
+    weight: str
+    bias: str
+    mult: str
+    shift: str
+    table: str | None = None
+
+    INPUTS = ("x",)
+    CONSTANTS = ("weight", "bias", "mult", "shift", "table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Node):
+    """``out = norm(x, gain, bias, shift, eps << eps_shift, center=center, bits=bits of out)``.
+
+    N channels, at most 4095. ``gain``: int16 [N]; ``bias``: int32 [N]; ``shift``: uint8 [N], at
+    most 62. ``eps`` is below 2**16, ``eps_shift`` at most 38. ``center``: LayerNorm, else RMSNorm.
+    x has 16 bits, out 8 or 16.
+    """
+
+    x: str
+    gain: str
+    bias: str
+    shift: str
+    eps: int
+    eps_shift: int
+    center: bool
+
+    INPUTS = ("x",)
+    CONSTANTS = ("gain", "bias", "shift")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope(Node):
+    """Rotates adjacent pairs of every head: ``out = rope(x, cos[p], sin[p], shift)``.
+
+    Token t of the block has the position ``p = start + t``. ``cos``, ``sin``: Q1.15, int16
+    [context, head_dim]; the same row serves all heads, channel c uses column c % head_dim. The sign
+    of the rotation is in ``sin``: column 2i holds -sin, column 2i + 1 holds +sin. ``shift`` is at
+    least 15; what is beyond 15 drops fraction bits, so that a 16-bit x of scale s / 256 becomes an
+    8-bit out of scale s with shift 23. x has 16 bits, out 8 or 16.
+    """
+
+    x: str
+    cos: str
+    sin: str
+    head_dim: int
+    shift: int
+
+    INPUTS = ("x",)
+    CONSTANTS = ("cos", "sin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Node):
+    """Causal attention over the node's own key and value caches.
+
+    q: 8 or 16 bits, ``heads * head_dim`` channels (head h at ``h * head_dim``). k, v: 8 bits,
+    ``kv_heads * head_dim`` channels; key head ``g = h // (heads // kv_heads)`` serves head h. First
+    the T new rows of k and v go to rows ``start .. start + T - 1`` of the caches, int8
+    [context, kv_heads * head_dim]. Then, for each head::
+
+        scores      = matmul(q[:, head h], key_cache[: start + T, head g].T)        int32 (T, S)
+        p[t]        = softmax(scores, score_mult, score_shift, limit, probability_bits)
+                      with limit = start + t + 1 for token t of the block
+        acc         = matmul(p, value_cache[: start + T, head g])                    int32 (T, P)
+        out[head h] = sat(scale(acc, bias, mult, shift))    with the parameters of head h's channels
+
+    ``bias``: int32, ``mult``: uint16, ``shift``: uint8 (at most 62), each [heads * head_dim]. p is
+    unsigned with ``probability_bits`` 8 or 16. out has 8 or 16 bits.
+    """
+
+    q: str
+    k: str
+    v: str
+    bias: str
+    mult: str
+    shift: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    score_mult: int
+    score_shift: int
+    probability_bits: int
+
+    INPUTS = ("q", "k", "v")
+    CONSTANTS = ("bias", "mult", "shift")
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key and value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Add(Node):
+    """``out = add(a, b, mult_a, mult_b, shift, bits of out)``; mantissas are below 2**16."""
+
+    a: str
+    b: str
+    mult_a: int
+    mult_b: int
+    shift: int
+
+    INPUTS = ("a", "b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiply(Node):
+    """``out = multiply(a, b, mult, shift, bits of out)``, element by element."""
+
+    a: str
+    b: str
+    mult: int
+    shift: int
+
+    INPUTS = ("a", "b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup(Node):
+    """``out = sat(lookup(x, table))``, or `lookup8` where ``exact``; ``table``: int16 [256, 2]."""
+
+    x: str
+    table: str
+    exact: bool
+
+    INPUTS = ("x",)
+    CONSTANTS = ("table",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArgMax(Node):
+    """``out[t] = argmax(x[t])``, one channel of 32 bits: the next token, if x holds the logits."""
+
+    x: str
+
+    INPUTS = ("x",)
+
+
+KINDS: dict[str, type[Node]] = {
+    kind.__name__: kind
+    for kind in (Embedding, Linear, Norm, Rope, Attention, Add, Multiply, Lookup, ArgMax)
+}
+"""Every kind of node by its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """Nodes in an order in which they can be executed; validated on construction.
+
+    ``tensors`` maps every name that a node defines to its `Tensor`, ``constants`` every name that
+    a node reads to an array of the documented type. ``logits`` names the tensor of the scores of
+    the next token. ``context``: rows of the caches, the longest sequence; ``vocabulary``: number of
+    tokens; ``bos``, ``eos``: tokens that begin and end a text.
+    """
+
+    nodes: tuple[Node, ...]
+    tensors: dict[str, Tensor]
+    constants: dict[str, NDArray]
+    logits: str
+    context: int
+    vocabulary: int
+    bos: int
+    eos: int
+
+    def __post_init__(self) -> None:
+        _Check(self).run()
+
+    def of_kind(self, kind: type[Node]) -> Iterator[Node]:
+        """The nodes of one kind, in order."""
+        return (node for node in self.nodes if isinstance(node, kind))
+
+    def producer(self, tensor: str) -> Node:
+        """The node that defines a tensor."""
+        return next(node for node in self.nodes if node.out == tensor)
+
+    def consumers(self, tensor: str) -> list[Node]:
+        """The nodes that read a tensor, in order."""
+        return [node for node in self.nodes if tensor in node.inputs]
+
+    def bytes(self) -> int:
+        """Bytes of all constants."""
+        return sum(value.nbytes for value in self.constants.values())
+
+
+class _Check:
+    """Raises `GraphError` on the first thing in a graph that its documentation forbids."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.where = "The graph"
+
+    def demand(self, good: bool, message: str) -> None:
+        if not good:
+            raise GraphError(f"{self.where}: {message}")
+
+    def number(self, name: str, value: object, low: int, high: int) -> None:
+        good = type(value) is int and low <= value <= high
+        self.demand(good, f"{name} must be an integer from {low} to {high}, not {value!r}")
+
+    def tensor(self, name: str, bits: tuple[int, ...], channels: int | None = None) -> Tensor:
+        tensor = self.graph.tensors.get(name)
+        self.demand(tensor is not None, f"tensor {name!r} is not described")
+        allowed = " or ".join(map(str, bits))
+        self.demand(
+            tensor.bits in bits, f"tensor {name!r} must have {allowed} bits, not {tensor.bits}"
+        )
+        self.demand(
+            channels in (None, tensor.channels),
+            f"tensor {name!r} must have {channels} channels, not {tensor.channels}",
+        )
+        return tensor
+
+    def constant(self, name: str, dtype: str, *shape: int) -> NDArray:
+        value = self.graph.constants.get(name)
+        self.demand(value is not None, f"constant {name!r} is missing")
+        self.demand(
+            value.dtype == np.dtype(dtype),
+            f"constant {name!r} must be {dtype}, not {value.dtype}",
+        )
+        self.demand(
+            value.shape == shape,
+            f"constant {name!r} must have the shape {list(shape)}, not {list(value.shape)}",
+        )
+        return value
+
+    def scale(self, node: Linear | Attention, channels: int) -> None:
+        self.constant(node.bias, "int32", channels)
+        self.constant(node.mult, "uint16", channels)
+        self.shifts(node.shift, channels)
+
+    def shifts(self, name: str, channels: int) -> None:
+        largest = int(self.constant(name, "uint8", channels).max())
+        self.demand(
+            largest <= MAX_SHIFT, f"constant {name!r} must be at most {MAX_SHIFT}, not {largest}"
+        )
+
+    def run(self) -> None:
+        graph = self.graph
+        for field in ("context", "vocabulary"):
+            self.number(field, getattr(graph, field), 1, 1 << 20)
+        for field in ("bos", "eos"):
+            self.number(field, getattr(graph, field), 0, graph.vocabulary - 1)
+        for name, tensor in graph.tensors.items():
+            self.where = f"Tensor {name!r}"
+            self.demand(tensor.name == name, f"its own name is {tensor.name!r}")
+            self.number("channels", tensor.channels, 1, 1 << 20)
+            self.demand(len(tensor.scale) in (1, tensor.channels), "one scale, or one per channel")
+            good = all(type(s) is float and 0 < s < float("inf") for s in tensor.scale)
+            self.demand(good, "every scale must be a finite positive number")
+        defined: set[str] = set()
+        names: set[str] = set()
+        for node in graph.nodes:
+            kind = type(node).__name__
+            self.where = f"{kind} {node.name!r}"
+            self.demand(node.name not in names, "another node has the same name")
+            self.demand(node.out not in defined, f"tensor {node.out!r} is defined twice")
+            for name in node.inputs:
+                self.demand(name in defined, f"input {name!r} is not defined by an earlier node")
+            getattr(self, kind.lower())(node)
+            names.add(node.name)
+            defined.add(node.out)
+        self.where = "The graph"
+        self.demand(graph.logits in defined, f"no node defines the logits {graph.logits!r}")
+        self.tensor(graph.logits, (16,), graph.vocabulary)
+        self.demand(defined == set(graph.tensors), "a tensor is described but never defined")
+        used = {name for node in graph.nodes for name in node.constants}
+        unused = sorted(set(graph.constants) - used)
+        self.demand(not unused, f"constant {unused[0] if unused else None!r} is never read")
+
+    def embedding(self, node: Embedding) -> None:
+        out = self.tensor(node.out, (16,))
+        self.constant(node.table, "int16", self.graph.vocabulary, out.channels)
+
+    def linear(self, node: Linear) -> None:
+        x, out = self.tensor(node.x, (8, 16)), self.tensor(node.out, (8, 16))
+        weight = self.constant(node.weight, "int8", out.channels, x.channels)
+        self.demand(int(weight.min()) >= -127, f"constant {node.weight!r} must not hold -128")
+        self.scale(node, out.channels)
+        if node.table is not None:
+            self.constant(node.table, "int16", 256, 2)
+
+    def norm(self, node: Norm) -> None:
+        x = self.tensor(node.x, (16,))
+        self.tensor(node.out, (8, 16), x.channels)
+        self.number("channels", x.channels, 1, MAX_NORM_CHANNELS)
+        self.constant(node.gain, "int16", x.channels)
+        self.constant(node.bias, "int32", x.channels)
+        self.shifts(node.shift, x.channels)
+        self.number("eps", node.eps, 0, (1 << 16) - 1)
+        self.number("eps_shift", node.eps_shift, 0, MAX_EPS_SHIFT)
+        self.demand(type(node.center) is bool, f"center must be true or false, not {node.center!r}")
+
+    def rope(self, node: Rope) -> None:
+        x = self.tensor(node.x, (16,))
+        self.tensor(node.out, (8, 16), x.channels)
+        self.number("head_dim", node.head_dim, 2, x.channels)
+        self.demand(
+            node.head_dim % 2 == 0 and x.channels % node.head_dim == 0,
+            f"head_dim must be even and divide {x.channels}, not {node.head_dim}",
+        )
+        for name in (node.cos, node.sin):
+            self.constant(name, "int16", self.graph.context, node.head_dim)
+        self.number("shift", node.shift, 15, MAX_SHIFT)
+
+    def attention(self, node: Attention) -> None:
+        for field in ("heads", "kv_heads", "head_dim"):
+            self.number(field, getattr(node, field), 1, 1 << 16)
+        self.demand(
+            node.heads % node.kv_heads == 0,
+            f"kv_heads must divide {node.heads} heads, not {node.kv_heads}",
+        )
+        channels = node.heads * node.head_dim
+        self.tensor(node.q, (8, 16), channels)
+        for name in (node.k, node.v):
+            self.tensor(name, (8,), node.kv_heads * node.head_dim)
+        self.tensor(node.out, (8, 16), channels)
+        self.scale(node, channels)
+        self.number("score_mult", node.score_mult, 0, (1 << 16) - 1)
+        self.number("score_shift", node.score_shift, 0, MAX_SHIFT)
+        self.demand(
+            node.probability_bits in (8, 16),
+            f"probability_bits must be 8 or 16, not {node.probability_bits!r}",
+        )
+
+    def add(self, node: Add) -> None:
+        out = self.tensor(node.out, (8, 16))
+        for name in (node.a, node.b):
+            self.tensor(name, (8, 16), out.channels)
+        self.number("mult_a", node.mult_a, 0, (1 << 16) - 1)
+        self.number("mult_b", node.mult_b, 0, (1 << 16) - 1)
+        self.number("shift", node.shift, 0, MAX_SHIFT)
+
+    def multiply(self, node: Multiply) -> None:
+        out = self.tensor(node.out, (8, 16))
+        for name in (node.a, node.b):
+            self.tensor(name, (8, 16), out.channels)
+        self.number("mult", node.mult, 0, (1 << 16) - 1)
+        self.number("shift", node.shift, 0, MAX_SHIFT)
+
+    def lookup(self, node: Lookup) -> None:
+        x = self.tensor(node.x, (8, 16))
+        self.tensor(node.out, (8, 16), x.channels)
+        self.constant(node.table, "int16", 256, 2)
+        self.demand(type(node.exact) is bool, f"exact must be true or false, not {node.exact!r}")
+
+    def argmax(self, node: ArgMax) -> None:
+        self.tensor(node.x, (8, 16))
+        self.tensor(node.out, (32,), 1)
