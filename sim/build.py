@@ -249,10 +249,14 @@ class _Compiler(cocotb_tools.runner.Verilator):
         if answer.returncode != 0:
             path = self.build_dir / "build.log"
             lines = path.read_text(errors="replace").splitlines()
-            errors = [line for line in lines if "%Error" in line or " error: " in line][:10]
+            errors = [line for line in lines if re.search("%(Error|Warning)-?|error: ", line)]
             raise BuildFailure(
                 "\n".join(
-                    [f"{Path(command[0]).name} failed; the log is {path}", *errors, *lines[-30:]]
+                    [
+                        f"{Path(command[0]).name} failed; the log is {path}",
+                        *errors[:10],
+                        *lines[-30:],
+                    ]
                 )
             )
 

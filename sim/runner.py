@@ -36,6 +36,7 @@ large designs wait for an edge of a `done` port, not for every cycle. Figures st
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -69,6 +70,7 @@ def run(
     plusargs: Sequence[str] = (),
     files: Mapping[str, bytes] | None = None,
     directory: Path | None = None,
+    test: str = "",
 ) -> dict[str, Any]:
     """Simulate `build` under `bench`; returns what the bench reported (several reports are merged).
 
@@ -81,6 +83,7 @@ def run(
     live plusargs: for $value$plusargs, for instance "+axi_memory_image=weights.bin"
     files: written into the run's folder first, for instance memory images
     directory: the run's folder (kept). Default: a temporary one, kept only if the run fails
+    test: run only the test function of this name. Default: all of the module's
     """
     if waves is not None and not build.waves:
         raise ValueError("Waves need a build that was made with waves=True")
@@ -101,9 +104,10 @@ def run(
         waves = waves.with_suffix(f".{build.waves}").resolve()
         waves.parent.mkdir(parents=True, exist_ok=True)
         command[1:1] = ["--trace", "--trace-file", str(waves)]
-    status = _simulate(
-        command, _environment(build, bench, seed, directory), directory, timeout_s, progress
-    )
+    environment = _environment(build, bench, seed, directory)
+    if test:
+        environment["COCOTB_TEST_FILTER"] = rf"\.{re.escape(test)}$"
+    status = _simulate(command, environment, directory, timeout_s, progress)
     problem = _problem(directory, status)
     if problem:
         raise BenchFailure(
