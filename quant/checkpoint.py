@@ -112,8 +112,8 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     """The tensor as float32, once it holds numbers only."""
     tensor = tensor.float()
     if not tensor.isfinite().all():
-        kind = "NaN" if tensor.isnan().any() else "infinity"
-        raise CheckpointError(f"{path}: tensor {name} holds a {kind}; "
+        kind = "a NaN" if tensor.isnan().any() else "an infinity"
+        raise CheckpointError(f"{path}: tensor {name} holds {kind}; "
                               f"the checkpoint is damaged or its training diverged")
     return tensor
 
@@ -255,13 +255,14 @@ def _read_config(path: Path) -> LlamaConfig:
     if integer("head_dim", max(dim // heads, 1)) * heads != dim:
         raise CheckpointError(f"{path}: head_dim must be hidden_size / num_attention_heads, not "
                               f"{raw.get('head_dim', dim // heads)} for {dim} / {heads}")
+    layers, kv_heads = integer("num_hidden_layers"), integer("num_key_value_heads", heads)
+    hidden, vocab = integer("intermediate_size"), integer("vocab_size")
+    positions = integer("max_position_embeddings", 2048)
     rope = raw.get("rope_parameters") or {}
     try:
         return LlamaConfig(
-            dim=dim, hidden_dim=integer("intermediate_size"),
-            n_layers=integer("num_hidden_layers"), n_heads=heads,
-            n_kv_heads=integer("num_key_value_heads", heads), vocab_size=integer("vocab_size"),
-            max_seq_len=integer("max_position_embeddings", 2048),
+            dim=dim, hidden_dim=hidden, n_layers=layers, n_heads=heads, n_kv_heads=kv_heads,
+            vocab_size=vocab, max_seq_len=positions,
             norm_eps=raw.get("rms_norm_eps", 1e-6),
             rope_base=raw.get("rope_theta", rope.get("rope_theta", 10000.0)),
             rope_pairs=raw.get("rope_pairs", ROPE_PAIRS[1]),

@@ -67,6 +67,10 @@ def train_vocabulary(text: str, size: int) -> Tokenizer:
     while len(pieces) < size - SPECIAL:
         pair = ids[:-1] * size + ids[1:]
         pair[(ids[:-1] < 0) | (ids[1:] < 0)] = -1
+        # aaaa holds the pair (a, a) three times, but only the first and the third can merge.
+        equal, place = ids[:-1] == ids[1:], np.arange(len(pair))
+        began = np.maximum.accumulate(np.where(equal, -1, place))
+        pair[equal & ((place - began) % 2 == 0)] = -1
         values, counts = np.unique(pair[pair >= 0], return_counts=True)
         for k in np.argsort(-counts, kind="stable"):
             a, b = divmod(int(values[k]), size)
@@ -76,9 +80,6 @@ def train_vocabulary(text: str, size: int) -> Tokenizer:
         else:
             raise SystemExit(f"the text yields only {len(pieces)} of {size - SPECIAL} pieces")
         at = np.flatnonzero(pair == values[k])
-        if a == b:  # aaa holds the pair twice, but only the first can merge
-            runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)
-            at = np.concatenate([run[::2] for run in runs])
         ids[at] = index[piece] = len(pieces)
         ids = np.delete(ids, at + 1)
         pieces.append(piece)
