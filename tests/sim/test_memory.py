@@ -99,5 +99,5 @@ class _Design:
 
 
 def test_unknown_setting_is_refused() -> None:
-    with pytest.raises(ValueError, match="Setting must be one of latency, .* not 'speed'"):
+    with pytest.raises(ValueError, match=r"Setting must be one of latency, .* not 'speed'"):
         AxiMemory(_Design()).configure(speed=3)
