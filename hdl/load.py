@@ -1,0 +1,233 @@
+"""Load unit: copies strided rows from memory (AXI reads) to the local memories."""
+
+from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from systolith.config import Config
+from systolith.hdl.axi import BurstSplitter, ReadClient
+from systolith.hdl.layouts import PC_BITS, UnitSignature, operand, row
+from systolith.registers import Error
+
+LOCAL_BITS = 20
+
+
+def load_write(config: Config) -> data.StructLayout:
+    """A word for a local memory: ``space`` as ``isa.LoadSpace``, ``addr`` counts D-byte words."""
+    return data.StructLayout({"space": 2, "addr": LOCAL_BITS, "data": row(config)})
+
+
+_TRANSFER = data.StructLayout(
+    {
+        "space": 2,
+        "local": LOCAL_BITS,
+        "local_stride": 16,
+        "words": 16,
+        "rows": 16,
+        "misaligned": 1,
+        "skip": 1,
+        "pc": PC_BITS,
+    }
+)
+"""What the data side knows of an instruction."""
+
+
+class LoadUnit(wiring.Component):
+    """Executes ``load``: ``local + i * local_stride + j`` = word j of row i in memory.
+
+    The address side sends requests, one burst a cycle, and runs ahead of the data side across rows
+    and instructions, with up to ``outstanding`` bursts in flight. The data side takes a beat in
+    every cycle in which ``writes`` keeps up and assembles D-byte words; the first word is offered
+    one cycle after its last beat. An instruction is taken every other cycle. If memory answers
+    without a gap there is none between rows or instructions either.
+
+    ``rows`` or ``words`` of 0 copies nothing. Errors come with ``done``: ``MISALIGNED`` if
+    ``base + address``, or the stride of more than one row, is no multiple of the bus width (nothing
+    is copied); ``BUS_READ`` if a beat had an error (all is copied). The unit stays usable.
+
+    Members
+    -------
+    base : in, 32
+        Added to the addresses.
+    bus : ``ReadClient``, out
+    writes : stream of ``load_write``, out
+    commands, done, busy, error, error_code, error_pc : ``UnitSignature``
+        ``done`` one cycle after ``writes`` accepted the last word.
+    beat : out, 1
+        A beat was taken.
+    waiting : out, 1
+        A load is under way and there is no beat for it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "base": In(32),
+                "bus": Out(ReadClient(config)),
+                "writes": Out(stream.Signature(load_write(config))),
+                **UnitSignature().members,
+                "beat": Out(1),
+                "waiting": Out(1),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        config = self.config
+        ratio = config.dim // config.bus_bytes
+        ratio_bits = ratio.bit_length() - 1
+        size = config.bus_bytes.bit_length() - 1
+
+        # Decode. One register stage behind the queue, which also adds the base.
+        command = self.commands.payload
+        prepared = Signal()
+        transfer = Signal(_TRANSFER)
+        start = Signal(32)
+        stride = Signal(32)
+        misaligned = Signal()
+        skip = Signal()
+        m.d.comb += [
+            misaligned.eq(start[:size].any() | (stride[:size].any() & (transfer.rows > 1))),
+            skip.eq(misaligned | (transfer.rows == 0) | (transfer.words == 0)),
+            self.commands.ready.eq(~prepared),
+        ]
+        with m.If(self.commands.valid & self.commands.ready):
+            m.d.sync += [
+                prepared.eq(1),
+                start.eq(self.base + operand(command, "load", "address")),
+                stride.eq(operand(command, "load", "stride")),
+                transfer.pc.eq(command.pc),
+                *(
+                    transfer[name].eq(operand(command, "load", name))
+                    for name in ("space", "local", "local_stride", "words", "rows")
+                ),
+            ]
+
+        # Address side.
+        m.submodules.splitter = splitter = BurstSplitter(config, 16 + ratio_bits, unsigned(0))
+        m.submodules.transfers = transfers = fifo.SyncFIFO(
+            width=_TRANSFER.size, depth=max(2, config.outstanding)
+        )
+        head_in = Signal(_TRANSFER)
+        m.d.comb += [
+            head_in.eq(transfer),
+            head_in.misaligned.eq(misaligned),
+            head_in.skip.eq(skip),
+            transfers.w_data.eq(head_in),
+            transfers.w_en.eq(prepared & (splitter.jobs.ready | skip)),
+            splitter.jobs.valid.eq(prepared & ~skip & transfers.w_rdy),
+            splitter.jobs.payload.addr.eq(start),
+            splitter.jobs.payload.stride.eq(stride),
+            splitter.jobs.payload.beats.eq(transfer.words << ratio_bits),
+            splitter.jobs.payload.rows.eq(transfer.rows),
+        ]
+        with m.If(transfers.w_en & transfers.w_rdy):
+            m.d.sync += prepared.eq(0)
+
+        in_flight = Signal(range(config.outstanding + 1))
+        requested = Signal()
+        answered = Signal()
+        may_ask = Signal()
+        m.d.comb += [
+            may_ask.eq(in_flight != config.outstanding),
+            self.bus.requests.valid.eq(splitter.bursts.valid & may_ask),
+            self.bus.requests.payload.addr.eq(splitter.bursts.payload.addr),
+            self.bus.requests.payload.beats.eq(splitter.bursts.payload.beats),
+            splitter.bursts.ready.eq(self.bus.requests.ready & may_ask),
+            requested.eq(self.bus.requests.valid & self.bus.requests.ready),
+            answered.eq(self.beat & self.bus.data.payload.last),
+        ]
+        m.d.sync += in_flight.eq(in_flight + requested - answered)
+
+        # Data side: the transfer whose beats arrive, and behind it one word on its way out.
+        active = Signal()
+        current = Signal(_TRANSFER)
+        head = data.View(_TRANSFER, transfers.r_data)
+        address = Signal(LOCAL_BITS)
+        row_address = Signal(LOCAL_BITS)
+        words_left = Signal(16)
+        failed = Signal()
+        word = Signal(8 * config.dim)
+        phase = Signal(range(ratio))
+
+        full = Signal()
+        """The word stage holds something: a word, or the end of a transfer without words."""
+        without_word = Signal()
+        ends = Signal()
+        code = Signal(4)
+        word_space = Signal(2)
+        word_address = Signal(LOCAL_BITS)
+        word_pc = Signal(PC_BITS)
+        leaves = Signal()
+
+        free = Signal()
+        completes = Signal()
+        row_ends = Signal()
+        finishes = Signal()
+        m.d.comb += [
+            leaves.eq(full & (self.writes.ready | without_word)),
+            free.eq(~full | leaves),
+            self.bus.data.ready.eq(active & ~current.skip & free),
+            self.beat.eq(self.bus.data.valid & self.bus.data.ready),
+            self.waiting.eq(active & ~current.skip & ~self.bus.data.valid),
+            completes.eq(self.beat & (phase == ratio - 1)),
+            row_ends.eq(words_left == 1),
+            finishes.eq(
+                active & Mux(current.skip, free, completes & row_ends & (current.rows == 1))
+            ),
+            transfers.r_en.eq(~active | finishes),
+            self.writes.valid.eq(full & ~without_word),
+            self.writes.payload.space.eq(word_space),
+            self.writes.payload.addr.eq(word_address),
+            self.writes.payload.data.eq(word),
+        ]
+        with m.If(self.beat):
+            m.d.sync += [
+                word.eq(Cat(word, self.bus.data.payload.data)[8 * config.bus_bytes :]),
+                phase.eq(Mux(completes, 0, phase + 1)),
+                failed.eq(failed | self.bus.data.payload.error),
+            ]
+        with m.If(completes):
+            m.d.sync += [address.eq(address + 1), words_left.eq(words_left - 1)]
+            with m.If(row_ends):
+                m.d.sync += [
+                    address.eq(row_address),
+                    row_address.eq(row_address + current.local_stride),
+                    words_left.eq(current.words),
+                    current.rows.eq(current.rows - 1),
+                ]
+        with m.If(free):
+            m.d.sync += [
+                full.eq(completes | finishes),
+                without_word.eq(current.skip),
+                ends.eq(finishes),
+                word_space.eq(current.space),
+                word_address.eq(address),
+                word_pc.eq(current.pc),
+                code.eq(Error.NONE),
+            ]
+            with m.If(current.misaligned):
+                m.d.sync += code.eq(Error.MISALIGNED)
+            with m.Elif(~current.skip & (failed | self.bus.data.payload.error)):
+                m.d.sync += code.eq(Error.BUS_READ)
+        with m.If(transfers.r_en):
+            m.d.sync += [
+                active.eq(transfers.r_rdy),
+                current.eq(head),
+                address.eq(head.local),
+                row_address.eq(head.local + head.local_stride),
+                words_left.eq(head.words),
+                failed.eq(0),
+            ]
+
+        m.d.sync += [
+            self.done.eq(leaves & ends),
+            self.error.eq(leaves & ends & (code != Error.NONE)),
+            self.error_code.eq(code),
+            self.error_pc.eq(word_pc),
+        ]
+        m.d.comb += self.busy.eq(
+            prepared | splitter.bursts.valid | transfers.r_rdy | active | full | self.done
+        )
+        return m
