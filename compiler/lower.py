@@ -145,7 +145,7 @@ class Lowering:
         self._resident_parameters = Ring("parameter", 0, parameters)
         self._parameters = Ring("parameter", parameters, config.parameter_rows)
         self._tables = Ring("table", 0, config.table_slots)
-        self._rope: dict[tuple[str, str], Placed] = {}
+        self._rope_tables: dict[tuple[str, str], Placed] = {}
 
     # What the graph needs ------------------------------------------------------------------------
 
@@ -603,8 +603,8 @@ class Lowering:
     def rope_table(self, node: Rope) -> Placed:
         """The RoPE rows of the block's positions in the activation memory, loaded once a block."""
         key = (node.cos, node.sin)
-        if key in self._rope:
-            return self._rope[key]
+        if key in self._rope_tables:
+            return self._rope_tables[key]
         assert self.heads is not None
         d, blocks = self.config.dim, self.heads.head_blocks
         cos, sin = (
@@ -632,7 +632,7 @@ class Lowering:
             writes=(Region("activation", first, first + words),),
         )
         placed = Placed(first, Layout(d, (0,) * (d * blocks)), 16)
-        self._rope[key] = placed
+        self._rope_tables[key] = placed
         return placed
 
     def _attention(self, node: Attention) -> None:
