@@ -80,9 +80,9 @@ def amaranth_verilog(component: Any, name: str) -> str:
 
     The text is stable from run to run (no source locations), so that it can key a cache.
     """
-    from amaranth.back import verilog
+    from systolith.hdl.verilog import to_verilog
 
-    return verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+    return to_verilog(component, name)
 
 
 def build(
