@@ -47,11 +47,11 @@ def test_temperature_zero_is_greedy():
 def test_samples_follow_the_probabilities():
     model = make()
     for temperature in (1.0, 0.5):
-        drawn = [sample(model, 2, seed, temperature)[1] for seed in range(2000)]
+        drawn = [sample(model, 2, seed, temperature)[1] for seed in range(500)]
         expected = (model(torch.tensor([[BOS]]))[0, 0] / temperature).softmax(0).numpy()
-        frequency = np.bincount(drawn, minlength=20) / 2000
+        frequency = np.bincount(drawn, minlength=20) / 500
         # Five standard deviations of a binomial share.
-        bound = 5 * np.sqrt(expected * (1 - expected) / 2000) + 1e-9
+        bound = 5 * np.sqrt(expected * (1 - expected) / 500) + 1e-9
         assert (np.abs(frequency - expected) <= bound).all(), (temperature, frequency, expected)
 
 
