@@ -1,0 +1,154 @@
+"""Parts of pipelines that never stall: delay lines, registered trees, claimed places and rings.
+
+A pipeline that claims a place behind itself when it lets a word in never finds that place taken
+when the word comes out, so it needs no enable on its registers and no path from end to beginning.
+"""
+
+from collections.abc import Callable, Sequence
+
+from amaranth import Module, Mux, Signal, Value
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+
+def delay(m: Module, value: Value, cycles: int, name: str) -> Value:
+    """``value`` as it was ``cycles`` cycles ago; the registers start at 0."""
+    for step in range(cycles):
+        stage = Signal(value.shape(), name=f"{name}_{step + 1}")
+        m.d.sync += stage.eq(value)
+        value = stage
+    return value
+
+
+def tree(
+    m: Module, values: Sequence[Value], join: Callable[[Value, Value], Value], name: str
+) -> Value:
+    """Joins a power of two of values pairwise; log2 levels, each ends in registers."""
+    level = 0
+    while len(values) > 1:
+        level += 1
+        joined = []
+        for index in range(0, len(values), 2):
+            pair = join(values[index], values[index + 1])
+            stage = Signal(pair.shape(), name=f"{name}_{level}_{index // 2}")
+            m.d.sync += stage.eq(pair)
+            joined.append(stage)
+        values = joined
+    return values[0]
+
+
+def walk(m: Module, name: str, beats: Value) -> tuple[Signal, Signal, Signal, Signal]:
+    """Counts through rows of ``beats`` beats: signals (accept, index, first, last).
+
+    The caller drives ``accept``, high in the cycles in which the present beat is taken; the others
+    describe that beat. ``beats``: of the present row, at least 1; may be anything between rows.
+    """
+    accept = Signal(name=f"accept_{name}")
+    index = Signal(len(beats), name=f"index_{name}")
+    first = Signal(name=f"first_{name}")
+    last = Signal(name=f"last_{name}")
+    m.d.comb += [first.eq(index == 0), last.eq((index + 1)[: len(beats)] == beats)]
+    with m.If(accept):
+        m.d.sync += index.eq(Mux(last, 0, index + 1))
+    return accept, index, first, last
+
+
+class Credits(wiring.Component):
+    """Counts free places.
+
+    Members
+    -------
+    take : in, 1
+        Claims a place; only while ``available``.
+    give : in, 1
+        Frees one; it can be claimed from the next cycle.
+    available : out, 1
+        A register: at least one place is free.
+    """
+
+    take: In(1)
+    give: In(1)
+    available: Out(1, init=1)
+
+    def __init__(self, places: int) -> None:
+        if places < 1:
+            raise ValueError(f"Places must be at least 1, not {places!r}")
+        self.places = places
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        free = Signal(bits_for(self.places), init=self.places)
+        with m.If(self.take & ~self.give):
+            m.d.sync += [free.eq(free - 1), self.available.eq(free != 1)]
+        with m.Elif(self.give & ~self.take):
+            m.d.sync += [free.eq(free + 1), self.available.eq(1)]
+        return m
+
+
+class Ring(wiring.Component):
+    """A queue in block RAM whose places are claimed before they are written.
+
+    The reader has to know what has been written; it usually is told of complete rows.
+
+    Parameters
+    ----------
+    shape : shape of a word
+    depth : int
+        Words, a power of two.
+
+    Members
+    -------
+    claim : in, 1
+        Claims a place; only while ``available``.
+    write : in, 1; w_data : in
+        Writes the next of the claimed places.
+    read : in, 1
+        Reads the oldest word and frees its place. A word can be read from the cycle after the one
+        in which it was written.
+    r_data : out
+        The word last read, from the cycle after the read.
+    available : out, 1
+        A place can be claimed.
+    """
+
+    def __init__(self, shape, depth: int) -> None:
+        if depth < 2 or depth & (depth - 1):
+            raise ValueError(f"Depth must be a power of two of at least 2, not {depth!r}")
+        self.shape = shape
+        self.depth = depth
+        super().__init__(
+            {
+                "claim": In(1),
+                "write": In(1),
+                "w_data": In(shape),
+                "read": In(1),
+                "r_data": Out(shape),
+                "available": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.words = words = memory.Memory(
+            shape=self.shape, depth=self.depth, init=[], attrs={"ram_style": "block"}
+        )
+        writer, reader = words.write_port(), words.read_port()
+        m.d.comb += [
+            writer.en.eq(self.write),
+            writer.data.eq(self.w_data),
+            reader.en.eq(self.read),
+            self.r_data.eq(reader.data),
+        ]
+        m.d.sync += [
+            writer.addr.eq(writer.addr + self.write),
+            reader.addr.eq(reader.addr + self.read),
+        ]
+        m.submodules.credits = credits = Credits(self.depth)
+        m.d.comb += [
+            credits.take.eq(self.claim),
+            credits.give.eq(self.read),
+            self.available.eq(credits.available),
+        ]
+        return m
