@@ -50,7 +50,7 @@ class LlamaConfig:
     rope_pairs: str = "halves"
     tied_embedding: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size",
                      "max_seq_len"):
             value = getattr(self, name)
@@ -110,7 +110,7 @@ class KVCache:
     `layers[i]` is (keys, values), each [B, G, S, P], or absent before the first forward.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -130,7 +130,7 @@ class KVCache:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · gain over the last axis."""
 
-    def __init__(self, dim: int, eps: float):
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
@@ -142,7 +142,7 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal attention with rotary positions; n_heads / n_kv_heads query heads share a key head."""
 
-    def __init__(self, config: LlamaConfig, layer: int):
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.config = config
         self.layer = layer
@@ -172,7 +172,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=False)
@@ -185,7 +185,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then the feed-forward network, each normed first and added back."""
 
-    def __init__(self, config: LlamaConfig, layer: int):
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = Attention(config, layer)
@@ -200,7 +200,7 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embedding, layers and final norm: tokens to the residual stream [B, T, dim]."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layers))
@@ -225,7 +225,7 @@ class Llama(nn.Module):
     A sequence longer than `config.max_seq_len` raises ValueError: its positions have no angles.
     """
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
         self.model = Backbone(config)

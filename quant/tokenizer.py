@@ -28,7 +28,7 @@ class Tokenizer:
     `pieces[t]` are the bytes of token t and `scores[t]` its merge score: the higher, the earlier.
     """
 
-    def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]):
+    def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
         if len(pieces) != len(scores):
             raise TokenizerError(f"a vocabulary needs one score for each piece, not "
                                  f"{len(scores)} for {len(pieces)}")

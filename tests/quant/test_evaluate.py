@@ -96,6 +96,6 @@ def test_the_bundled_model_predicts_what_its_readme_says():
 
 def test_the_bundled_model_writes_words_of_the_reference():
     model, tokenizer = load_model("bundled")
-    text = "".join(tokenizer.decode(sample(model, 200, seed)) for seed in range(3))
+    text = tokenizer.decode(sample(model, 300, seed=0))
     for word in (" the ", " is ", " a "):
         assert word in text, text
