@@ -10,7 +10,8 @@ class DoesNotFit(UserError):
 class Ring:
     """Hands out consecutive regions round and round: the oldest data is overwritten first.
 
-    Semaphores, not this class, keep a new owner from overwriting data that is still in use.
+    Semaphores, not this class, keep a new owner from overwriting data that is still read by earlier
+    instructions. What later instructions still need must be held (``take(..., hold=True)``).
     """
 
     def __init__(self, name: str, start: int, stop: int) -> None:
@@ -18,19 +19,26 @@ class Ring:
         self.start = start
         self.stop = stop
         self._next = start
+        self._held: dict[int, int] = {}
 
-    def take(self, rows: int) -> int:
-        """First row of ``rows`` consecutive rows."""
-        if rows > self.stop - self.start:
-            raise DoesNotFit(
-                f"The {self.name} memory has {self.stop - self.start} rows for this and {rows} are "
-                "needed: choose a configuration with a larger one"
-            )
-        if self._next + rows > self.stop:
-            self._next = self.start
-        first = self._next
-        self._next += rows
-        return first
+    def take(self, rows: int, *, hold: bool = False) -> int:
+        """First row of ``rows`` consecutive rows, none of which is held."""
+        for candidate in (self._next, self.start, *sorted(self._held.values())):
+            if candidate + rows <= self.stop and not any(
+                first < candidate + rows and candidate < end for first, end in self._held.items()
+            ):
+                self._next = candidate + rows
+                if hold:
+                    self._held[candidate] = self._next
+                return candidate
+        raise DoesNotFit(
+            f"The {self.name} memory has {self.stop - self.start} rows for this, and {rows} more "
+            "are needed at once: choose a configuration with a larger one, or a smaller context"
+        )
+
+    def release(self, first: int) -> None:
+        """Lets go of a held region."""
+        del self._held[first]
 
 
 class Pool:

@@ -297,6 +297,12 @@ class Lowering:
         self._half ^= 1
         return self._accumulators[self._half].take(rows)
 
+    def _hold_accumulator(self, rows: int) -> tuple[Ring, int]:
+        """Like ``_accumulator``, for results that collect over several instructions."""
+        self._half ^= 1
+        ring = self._accumulators[self._half]
+        return ring, ring.take(rows, hold=True)
+
     def _place(self, name: str) -> Placed:
         placed = Placed(
             self._pool.take(self._tensor_rows(name)),
@@ -664,12 +670,12 @@ class Lowering:
         probabilities = [self._pool.take(group_rows * p_stride) for _ in range(2)]
         turn = 0
         for block in range(heads.sets):
-            key, value = (
-                self._cache(placed, caches[name], block, name)
-                for placed, name in ((k, "key"), (v, "value"))
-            )
+            cache_rows = self._cache_rows() * hb
+            cache = self._weights.take(2 * cache_rows, hold=True)
+            key = self._cache(k, caches["key"], block, "key", cache)
+            value = self._cache(v, caches["value"], block, "value", cache + cache_rows)
             query = self._gather_queries(q, queries, block)
-            context = self._accumulator(group_rows * hb)
+            ring, context = self._hold_accumulator(group_rows * hb)
             results = Region("accumulator", context, context + group_rows * hb)
             for member in range(min(heads.per_block, heads.kv_heads - block * heads.per_block)):
                 turn ^= 1
@@ -684,7 +690,7 @@ class Lowering:
                         "n_tiles": hb,
                         "acc": context,
                         "acc_stride": hb,
-                        "w_stride_n": value.stop - value.start if hb == 1 else self._cache_rows(),
+                        "w_stride_n": self._cache_rows(),
                         "w_stride_k": d,
                         "wide": int(wide),
                         **self._lane_group(member, "mask_out"),
@@ -710,6 +716,8 @@ class Lowering:
                 reads=(results, param_region),
                 writes=(out.region(self.tokens),),
             )
+            ring.release(context)
+            self._weights.release(cache)
         self._pool.release(queries.first)
         for first in probabilities:
             self._pool.release(first)
@@ -718,12 +726,11 @@ class Lowering:
         """Weight rows of one cached block of keys or values: whole tiles."""
         return -(-self.context // self.config.dim) * self.config.dim
 
-    def _cache(self, new: Placed, address: int, block: int, name: str) -> Region:
-        """Appends the block's rows of k or v to the cache; the whole of it into weight memory."""
+    def _cache(self, new: Placed, address: int, block: int, name: str, first: int) -> Region:
+        """Appends the block's rows of k or v to the cache; brings all of it to weight row first."""
         heads = self.heads
         assert heads is not None
         d, hb, rows = self.config.dim, heads.head_blocks, self._cache_rows()
-        first = self._weights.take(rows * hb)
         for part in range(hb):
             index = block * hb + part
             start = address + index * self.context * d
