@@ -97,7 +97,8 @@ async def latency_and_throughput(dut: Any) -> None:
     memory.configure(latency=settings["latency"], bandwidth=settings["bandwidth"])
     await RisingEdge(dut.clk)
     dut.s_axi_rready.value = 1
-    accepted, arrived, sent = -1, [], 0
+    arrived: list[int] = []
+    accepted, sent = -1, 0
     _address(dut, "ar", 0, beats)
     for cycle in range(4000):
         await ReadOnly()

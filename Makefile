@@ -1,0 +1,45 @@
+# make sim        the demonstration: a model on the simulated machine
+# make test       everything that takes seconds    make test-slow   the rest, minutes
+# make lint       ruff, mypy, import directions    make clean       drop built simulators and caches
+#
+# Needs python3 >= 3.11 with venv, GNU make, perl and a C++ compiler; pip brings the rest into .venv.
+# To save a download of gigabytes where pip would choose torch for GPUs:
+#   make sim PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: sim test test-slow lint clean
+.DELETE_ON_ERROR:
+
+sim: $(INSTALLED)
+	@$(BIN)/systolith demo
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(PYTEST_FLAGS)
+
+test-slow: $(INSTALLED)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(PYTEST_FLAGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/python -m pytest -q --tb=short tests/test_style.py tests/test_imports.py
+
+clean:
+	@rm -rf build .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	@find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +
+	@echo "Removed build/ and caches; .venv stays (rm -rf .venv for a new one)."
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "systolith needs python3 >= 3.11, and there is no $(PYTHON) on PATH."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "systolith needs python3 >= 3.11, not $$($(PYTHON) -V 2>&1): try make PYTHON=python3.11."; exit 1; }
+	@test -x $(BIN)/python || { echo "Creating .venv ..." && $(PYTHON) -m venv .venv; } || \
+	  { rm -rf .venv; echo "$(PYTHON) lacks venv: install it (Debian and Ubuntu: apt-get install python3-venv)."; exit 1; }
+	@echo "Installing into .venv (once, minutes at most) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt -e ".[test,boards]"
+	@touch $@
