@@ -95,7 +95,7 @@ class Range:
     """What calibration has seen of one tensor.
 
     ``largest``: the largest magnitude of each channel, float64 [channels]. ``counts``: how often
-    each magnitude was seen in each channel, int64 [channels, bins], or None if it was not asked for.
+    each magnitude was seen in each channel, int64 [channels, bins], or None where not asked for.
     """
 
     largest: NDArray[np.float64]
