@@ -17,12 +17,8 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from systolith.config import Config
 from systolith.hdl.layouts import PARAMETER, ReadPort, WritePort, bits_for_rows, line, row
+from systolith.hdl.load import load_write
 from systolith.isa import LoadSpace
-
-
-def load_word(config: Config) -> data.StructLayout:
-    """A word on its way from the load unit to a local memory; ``space`` is a ``LoadSpace``."""
-    return data.StructLayout({"space": 2, "addr": 20, "data": row(config)})
 
 
 def parameter_bits(config: Config) -> int:
@@ -307,7 +303,7 @@ class Scratchpad(wiring.Component):
 
     Members
     -------
-    writes : stream of ``load_word``, accepted at one word a cycle but for turns of the vector unit
+    writes : stream of ``load_write``, accepted at one word a cycle but for turns of the vector unit
     activation_write, weight_write : write ports of the vector unit
     table_write : write port of the function tables, which are in the vector unit
     matmul_activation, matmul_weight : read ports that never wait
@@ -321,7 +317,7 @@ class Scratchpad(wiring.Component):
         parameters = data.ArrayLayout(PARAMETER, config.lanes)
         super().__init__(
             {
-                "writes": In(stream.Signature(load_word(config))),
+                "writes": In(stream.Signature(load_write(config))),
                 "activation_write": In(WritePort(rows - 1, line(config), 2 * config.dim)),
                 "weight_write": In(WritePort(weights, row(config), config.dim)),
                 "table_write": Out(WritePort(table_bits(config), row(config), 1)),

@@ -1,0 +1,335 @@
+"""The sequencer: adds registers to operands, executes control, hands the rest to the queues."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from amaranth import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from systolith import isa
+from systolith.hdl.instruction_fetch import FETCHED
+from systolith.hdl.issue import QUEUED_INSTRUCTION
+from systolith.hdl.layouts import PC_BITS, operand
+from systolith.isa import AluOp, Condition, Unit
+from systolith.registers import Error
+
+_FIRST_OPERAND = 2
+_LAST_WORD = isa.WORDS - 1
+
+
+class Registers(wiring.Component):
+    """Sixteen 32-bit registers; r0 reads as 0, ``clear`` makes all 0.
+
+    Reads in the same cycle; a write is seen in the next one. The values stand in a small memory,
+    one flag a register says whether it was written since it was cleared.
+
+    Members
+    -------
+    read : in, 4; write : in, 4; value : in, 32; write_enable : in, 1
+    clear : in, 1
+    data : out, 32
+    """
+
+    read: In(4)
+    write: In(4)
+    value: In(32)
+    write_enable: In(1)
+    clear: In(1)
+    data: Out(32)
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=32, depth=isa.REGISTERS, init=[])
+        write, read = memory.write_port(), memory.read_port(domain="comb")
+        written = Signal(isa.REGISTERS)
+        m.d.comb += [
+            read.addr.eq(self.read),
+            self.data.eq(Mux(written.bit_select(self.read, 1), read.data, 0)),
+            write.addr.eq(self.write),
+            write.data.eq(self.value),
+            write.en.eq(self.write_enable),
+        ]
+        with m.If(self.clear):
+            m.d.sync += written.eq(0)
+        with m.Elif(self.write_enable & (self.write != 0)):
+            m.d.sync += written.bit_select(self.write, 1).eq(1)
+        return m
+
+
+class ScalarAlu(wiring.Component):
+    """``alu`` but for shifts, and the conditions of ``branch``; combinational.
+
+    Members
+    -------
+    x, y : in, 32
+    operation : in, ``AluOp``; condition : in, ``Condition``
+    result : out, 32
+    holds : out, 1
+    """
+
+    x: In(32)
+    y: In(32)
+    operation: In(4)
+    condition: In(4)
+    result: Out(32)
+    holds: Out(1)
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        x, y = self.x, self.y
+        difference = Signal(33)
+        less, equal = Signal(), Signal()
+        m.d.comb += [
+            difference.eq(x - y),
+            less.eq(difference[32]),
+            equal.eq(difference[:32] == 0),
+        ]
+        results = {
+            AluOp.ADD: (x + y)[:32],
+            AluOp.SUB: difference[:32],
+            AluOp.AND: x & y,
+            AluOp.MIN: Mux(less, x, y),
+            AluOp.MAX: Mux(less, y, x),
+        }
+        conditions = {
+            Condition.ALWAYS: Const(1),
+            Condition.EQ: equal,
+            Condition.NE: ~equal,
+            Condition.LT: less,
+            Condition.GE: ~less,
+        }
+        for selector, output, values in (
+            (self.operation, self.result, results),
+            (self.condition, self.holds, conditions),
+        ):
+            with m.Switch(selector):
+                for code, value in values.items():
+                    with m.Case(code):
+                        m.d.comb += output.eq(value)
+        return m
+
+
+class Sequencer(wiring.Component):
+    """Executes a program in order: control itself, everything else by handing it to the queues.
+
+    A word of an instruction is taken every cycle, the register that it selects is added on the way;
+    an instruction for a unit takes eight cycles if its queue has room. Control instructions take
+    two more, shifts one more per bit. A taken branch restarts the fetch.
+
+    A reserved operation of ``alu`` or condition of ``branch`` counts as an illegal opcode. Shifts
+    use the five low bits of ``y``.
+
+    Members
+    -------
+    start : in, 1
+        Starts the program at instruction 0 with all registers 0; only while not running.
+    stop : in, 1
+        Goes to the state before ``start``, in the middle of whatever it does.
+    misaligned : in, 1
+        BASE is no multiple of an instruction's size.
+    words, addresses, loaded : streams from and to ``InstructionFetch``
+    restart, pc : out
+        To ``InstructionFetch``; between restarts ``pc`` is the instruction being executed.
+    queued : stream of ``QUEUED_INSTRUCTION``, out
+    idle : in, 1
+        All queues are empty and all units idle.
+    vector_idle : in, 1; maximum : in, 32
+        The same of the vector unit alone; the index of its running maximum.
+    mark : out, 32; marked : out, 1
+        Value of a ``mark`` instruction, and its strobe.
+    halted : out, 1
+        ``halt`` was executed; one cycle.
+    retired : out, 1
+        An instruction was executed or handed on; one cycle.
+    moved : out, 1
+        A word or an instruction went on; for the watchdog.
+    starved : out, 1
+        Waits for memory.
+    error, error_code : out, 1 and 4
+        One cycle; the instruction is ``pc``. Only ``start`` goes on after it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "start": In(1),
+                "misaligned": In(1),
+                "words": In(stream.Signature(FETCHED)),
+                "addresses": Out(stream.Signature(32)),
+                "loaded": In(stream.Signature(FETCHED)),
+                "restart": Out(1),
+                "pc": Out(PC_BITS),
+                "queued": Out(stream.Signature(QUEUED_INSTRUCTION)),
+                "idle": In(1),
+                "vector_idle": In(1),
+                "maximum": In(32),
+                "stop": In(1),
+                "mark": Out(32),
+                "marked": Out(1),
+                "halted": Out(1),
+                "retired": Out(1),
+                "moved": Out(1),
+                "starved": Out(1),
+                "error": Out(1),
+                "error_code": Out(4),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.registers = registers = Registers()
+        m.submodules.alu = alu = ScalarAlu()
+        pc = Signal(PC_BITS)
+        index = Signal(range(isa.WORDS))
+        opcode = Signal(8)
+        selects = Signal(4 * (isa.WORDS - _FIRST_OPERAND))
+        masks = Signal(2 * isa.SEMAPHORES)
+        flags = Signal(8)
+        operands = Signal(data.ArrayLayout(32, isa.WORDS - _FIRST_OPERAND))
+        x, y = operands[0], operands[1]
+        word, queued = self.words.payload, self.queued.payload
+        command = queued.command
+        operation = operand(command, "alu", "op")
+        condition = operand(command, "branch", "condition")
+        m.d.comb += [
+            command.opcode.eq(opcode),
+            command.flags.eq(flags),
+            command.words.eq(operands),
+            command.pc.eq(pc),
+            Cat(queued.wait, queued.signal).eq(masks),
+            registers.read.eq(selects[:4]),
+            registers.write.eq(operand(command, "alu", "rd")),
+            alu.x.eq(x),
+            alu.y.eq(y),
+            alu.operation.eq(operation),
+            alu.condition.eq(condition),
+            self.pc.eq(pc),
+            self.addresses.payload.eq(operand(command, "ldr", "address")),
+            self.mark.eq(operand(command, "mark", "x")),
+        ]
+
+        @contextmanager
+        def state(name: str) -> Iterator[None]:
+            with m.State(name):
+                yield
+                with m.If(self.stop):
+                    m.next = "idle"
+
+        def fail(code: Error) -> None:
+            m.d.comb += [self.error.eq(1), self.error_code.eq(code)]
+            m.next = "idle"
+
+        def retire() -> None:
+            m.d.comb += [self.retired.eq(1), self.moved.eq(1)]
+            m.d.sync += pc.eq(pc + 1)
+            m.next = "words"
+
+        def write(value: Value) -> None:
+            m.d.comb += [registers.write_enable.eq(1), registers.value.eq(value)]
+            retire()
+
+        def take_word() -> None:
+            m.d.comb += [self.words.ready.eq(1), self.starved.eq(~self.words.valid)]
+            with m.If(self.words.valid):
+                m.d.comb += self.moved.eq(1)
+                m.d.sync += index.eq(index + 1)
+                with m.Switch(index):
+                    with m.Case(0):
+                        m.d.sync += Cat(opcode, selects).eq(word.data)
+                    with m.Case(1):
+                        m.d.sync += Cat(masks, flags).eq(word.data)
+                    with m.Default():
+                        # Operands move down: after six words the first is in its place.
+                        added = (word.data + registers.data)[:32]
+                        m.d.sync += [
+                            operands.as_value().eq(Cat(operands.as_value()[32:], added)),
+                            selects.eq(selects >> 4),
+                        ]
+                with m.If(index == _LAST_WORD):
+                    m.next = "execute"
+                with m.If(word.error):
+                    fail(Error.BUS_READ)
+
+        def execute(unit: Unit) -> None:
+            m.d.comb += [self.queued.valid.eq(1), queued.unit.eq(unit)]
+            with m.If(self.queued.ready):
+                retire()
+                # What the next instruction's first word replaces has just left.
+                take_word()
+
+        with m.FSM(init="idle"):
+            with m.State("idle"), m.If(self.start & ~self.stop):
+                m.d.comb += registers.clear.eq(1)
+                m.d.sync += pc.eq(0)
+                m.next = "restart"
+
+            with state("restart"):
+                m.d.comb += self.restart.eq(1)
+                m.d.sync += index.eq(0)
+                m.next = "words"
+                with m.If(self.misaligned):
+                    fail(Error.MISALIGNED)
+
+            with state("words"):
+                take_word()
+
+            with state("execute"), m.Switch(opcode):
+                for unit in isa.QUEUED:
+                    with m.Case(*(entry.code for entry in isa.OPCODES if entry.unit == unit)):
+                        execute(unit)
+                with m.Case(isa.BY_NAME["alu"].code):
+                    with m.If(operation > max(AluOp)):
+                        fail(Error.ILLEGAL_OPCODE)
+                    with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
+                        m.next = "shift"
+                    with m.Else():
+                        write(alu.result)
+                with m.Case(isa.BY_NAME["branch"].code):
+                    with m.If(condition > max(Condition)):
+                        fail(Error.ILLEGAL_OPCODE)
+                    with m.Else():
+                        retire()
+                        with m.If(alu.holds):
+                            m.d.sync += pc.eq(operand(command, "branch", "target"))
+                            m.next = "restart"
+                with m.Case(isa.BY_NAME["ldr"].code):
+                    with m.If(self.addresses.payload[:2] != 0):
+                        fail(Error.MISALIGNED)
+                    with m.Else():
+                        m.d.comb += self.addresses.valid.eq(1)
+                        with m.If(self.addresses.ready):
+                            m.next = "load"
+                with m.Case(isa.BY_NAME["argmax"].code), m.If(self.vector_idle):
+                    write(self.maximum)
+                with m.Case(isa.BY_NAME["fence"].code), m.If(self.idle):
+                    retire()
+                with m.Case(isa.BY_NAME["mark"].code), m.If(self.idle):
+                    m.d.comb += self.marked.eq(1)
+                    retire()
+                with m.Case(isa.BY_NAME["halt"].code), m.If(self.idle):
+                    m.d.comb += self.halted.eq(1)
+                    retire()
+                    m.next = "idle"
+                with m.Default():
+                    fail(Error.ILLEGAL_OPCODE)
+
+            with state("shift"):
+                m.d.comb += self.moved.eq(1)
+                with m.If(y[:5] == 0):
+                    write(x)
+                with m.Else():
+                    m.d.sync += [
+                        x.eq(Mux(operation == AluOp.SHL, x << 1, x >> 1)),
+                        y[:5].eq(y[:5] - 1),
+                    ]
+
+            with state("load"):
+                m.d.comb += [self.starved.eq(1), self.loaded.ready.eq(1)]
+                with m.If(self.loaded.valid):
+                    with m.If(self.loaded.payload.error):
+                        fail(Error.BUS_READ)
+                    with m.Else():
+                        write(self.loaded.payload.data)
+        return m
