@@ -91,11 +91,21 @@ def test_two_processes_build_the_same_once(empty_cache: Path) -> None:
     assert len(list(empty_cache.glob("counter-*/"))) == 1
 
 
-def test_an_interrupted_build_is_done_again(empty_cache: Path) -> None:
+def test_an_interrupted_build_is_done_again(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: object, work: Path, *_: object) -> None:
+        (work / "counter").write_text("half a simulator")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("systolith.sim.build._Compiler.compile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build(COUNTER, "counter")
+    assert [path.suffix for path in empty_cache.glob("counter-*/")] == [".partial"]
     made = build(COUNTER, "counter")
-    made.executable.unlink()
-    made.directory.rename(made.directory.with_suffix(".partial"))
-    assert build(COUNTER, "counter").executable.exists()
+    assert made.executable.stat().st_size > 100_000
+    assert [path.suffix for path in empty_cache.glob("counter-*/")] == [""]
 
 
 def test_parameters_and_defines_reach_the_design() -> None:
