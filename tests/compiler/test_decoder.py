@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+
+from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.decoder import compile_decoder, logits, set_prompt
+from systolith.compiler.lower import Unsupported
+from systolith.config import PRESETS, Config
+from systolith.forward import IntegerModel
+from systolith.program import Program
+from systolith.quant.llama import Llama, LlamaConfig
+from systolith.quant.quantize import quantize
+from systolith.sim.machine import GoldenMachine
+from tests.interleaved import InterleavedMachine
+
+TINY = Config(
+    dim=4,
+    lanes=2,
+    bus_bytes=4,
+    weight_rows=1024,
+    activation_rows=2048,
+    accumulator_rows=512,
+    parameter_rows=64,
+    max_length=32,
+)
+
+
+def random_graph(seed: int, *, heads=4, kv_heads=2, head_dim=8, hidden=20, layers=2, context=32):
+    """The integer graph of a Llama with random weights."""
+    torch.manual_seed(seed)
+    model = Llama(
+        LlamaConfig(
+            dim=heads * head_dim,
+            hidden_dim=hidden,
+            n_layers=layers,
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            vocab_size=37,
+            max_seq_len=context,
+            tied_embedding=True,
+        )
+    ).eval()
+    rng = np.random.default_rng(seed)
+    return quantize(model, [rng.integers(0, 37, context) for _ in range(2)])
+
+
+def reference(graph, prompt, total):
+    """Tokens and logits by the integer forward: (total,), (total - len(prompt), vocabulary)."""
+    model, tokens = IntegerModel(graph), list(prompt)
+    rows = [model.step(prompt)[-1]]
+    while True:
+        tokens.append(int(np.argmax(rows[-1])))
+        if len(tokens) == total:
+            return tokens, np.array(rows)
+        rows.append(model.step(tokens[-1:])[-1])
+
+
+def check(program: Program, graph, machine, memory, prompt, total):
+    machine.run(200_000)
+    tokens, rows = reference(graph, prompt, total)
+    assert program.read(memory, "tokens")[:total].tolist() == tokens
+    device = logits(program, memory)[len(prompt) - 1 : total - 1]
+    wrong = np.argwhere(device != rows)
+    assert not len(wrong), f"first wrong logit at (token, channel) {wrong[0]}"
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "bench"])
+@pytest.mark.parametrize(
+    "heads, kv_heads, head_dim", [(4, 2, 8), (4, 4, 4), (2, 1, 16), (6, 3, 6), (3, 1, 12)]
+)
+def test_golden_machine_equals_integer_forward(preset, heads, kv_heads, head_dim, seed):
+    graph = random_graph(seed, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    config = TINY if preset == "tiny" else PRESETS[preset]
+    program = compile_decoder(graph, config)
+    rng = np.random.default_rng(seed)
+    prompt, total = rng.integers(0, 37, 11).tolist(), 16
+    memory = program.memory()
+    set_prompt(program, memory, prompt, total)
+    marks: list[int] = []
+    check(program, graph, GoldenMachine(config, memory, marks.append), memory, prompt, total)
+    assert marks == list(range(len(prompt) + 1, total + 1))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("depth", [2, 8])
+def test_semaphores_allow_no_wrong_order(resident, depth, seed):
+    graph = random_graph(seed)
+    # Small memories: every region is used again and again.
+    config = Config(
+        dim=8,
+        lanes=4,
+        bus_bytes=8,
+        weight_rows=2048 if resident else 512,
+        activation_rows=1024,
+        accumulator_rows=256,
+        parameter_rows=128 if resident else 32,
+        table_slots=1,
+        max_length=32,
+    )
+    program = compile_decoder(graph, config, resident=resident)
+    for trial in range(3):
+        rng = np.random.default_rng((seed, trial))
+        memory = program.memory()
+        prompt, total = rng.integers(0, 37, 5).tolist(), 8
+        set_prompt(program, memory, prompt, total)
+        check(program, graph, InterleavedMachine(config, memory, rng, depth), memory, prompt, total)
+
+
+def test_program_does_not_grow_with_the_context(seed):
+    short, long = (random_graph(seed, context=n) for n in (16, 32))
+    programs = [compile_decoder(graph, PRESETS["small"], tokens=4) for graph in (short, long)]
+    assert programs[0].instructions == programs[1].instructions
+
+
+def test_the_whole_context_can_be_used(seed):
+    graph = random_graph(seed, context=16)
+    program = compile_decoder(graph, TINY)
+    memory = program.memory()
+    prompt, total = [1, 2, 3], 17
+    set_prompt(program, memory, prompt, total)
+    check(program, graph, GoldenMachine(TINY, memory), memory, prompt, total)
+
+
+def test_a_stop_token_ends_the_text(seed):
+    graph = random_graph(seed)
+    tokens, _ = reference(graph, [1, 2], 20)
+    stop = tokens[6]
+    program = compile_decoder(graph, TINY)
+    memory = program.memory()
+    set_prompt(program, memory, [1, 2], 20, stop)
+    marks: list[int] = []
+    GoldenMachine(TINY, memory, marks.append).run(100_000)
+    assert marks[-1] == tokens.index(stop, 2) + 1
+
+
+def test_saved_programs_are_the_same(tmp_path, seed):
+    program = compile_decoder(random_graph(seed), TINY)
+    program.save(tmp_path / "model.slp")
+    assert Program.load(tmp_path / "model.slp") == program
+    assert [p.name for p in tmp_path.iterdir()] == ["model.slp"]
+
+
+def test_errors_say_what_is_wrong(seed):
+    graph = random_graph(seed)
+    with pytest.raises(
+        DoesNotFit, match="A context of 64 tokens is not possible: the model has 32"
+    ):
+        compile_decoder(graph, TINY, context=64)
+    small = Config(
+        dim=8, lanes=4, activation_rows=64, weight_rows=256, accumulator_rows=64, max_length=32
+    )
+    with pytest.raises(DoesNotFit, match="choose a configuration with a larger one"):
+        compile_decoder(graph, small)
+    program = compile_decoder(graph, TINY)
+    memory = program.memory()
+    with pytest.raises(Unsupported, match="The prompt is empty"):
+        set_prompt(program, memory, [], 4)
+    with pytest.raises(DoesNotFit, match="The prompt has 33 tokens and the context 32"):
+        set_prompt(program, memory, [1] * 33, 40)
+    with pytest.raises(DoesNotFit, match="allows 4 to 33"):
+        set_prompt(program, memory, [1] * 3, 34)

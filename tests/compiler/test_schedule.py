@@ -1,0 +1,58 @@
+from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.isa import Instruction, Unit, semaphore
+
+
+def step(op, reads=(), writes=(), constant=False):
+    regions = [tuple(Region("m", a, b) for a, b in part) for part in (reads, writes)]
+    return Step(Instruction(op), *regions, constant)
+
+
+def masks(steps):
+    return [(s.instruction.wait, s.instruction.signal) for s in steps]
+
+
+L2M = 1 << semaphore(Unit.LOAD, Unit.MATMUL)
+M2L = 1 << semaphore(Unit.MATMUL, Unit.LOAD)
+L2V = 1 << semaphore(Unit.LOAD, Unit.VECTOR)
+
+
+def test_a_reader_waits_for_the_writer():
+    steps = synchronize([step("load", writes=[(0, 4)]), step("matmul", reads=[(3, 5)])])
+    assert masks(steps) == [(0, L2M), (L2M, 0)]
+
+
+def test_regions_that_only_touch_do_not_conflict():
+    steps = synchronize([step("load", writes=[(0, 4)]), step("matmul", reads=[(4, 5)])])
+    assert masks(steps) == [(0, 0), (0, 0)]
+
+
+def test_a_later_signal_covers_earlier_ones():
+    first, second = step("load", writes=[(0, 1)]), step("load", writes=[(1, 2)])
+    both, again = step("matmul", reads=[(0, 2)]), step("matmul", reads=[(0, 1)])
+    assert masks(synchronize([first, second, both, again])) == [(0, 0), (0, L2M), (L2M, 0), (0, 0)]
+
+
+def test_overwriting_waits_for_the_reader_and_every_consumer_has_its_own_signal():
+    steps = synchronize(
+        [
+            step("load", writes=[(0, 4)]),
+            step("matmul", reads=[(0, 2)]),
+            step("vector", reads=[(2, 4)]),
+            step("load", writes=[(1, 2)]),
+        ]
+    )
+    assert masks(steps) == [(0, L2M | L2V), (L2M, M2L), (L2V, 0), (M2L, 0)]
+
+
+def test_prefetch_moves_constants_up_to_the_conflict_and_keeps_loads_in_order():
+    early = step("load", writes=[(0, 1)], constant=True)
+    use = step("matmul", reads=[(8, 9)])
+    other = step("vector", reads=[(4, 5)])
+    free = step("load", writes=[(9, 10)], constant=True)
+    blocked = step("load", writes=[(8, 9)], constant=True)
+    assert prefetch([early, use, other, free, blocked], 8) == [early, free, use, blocked, other]
+    moved = prefetch([use, other, blocked], 8)
+    assert moved == [use, blocked, other]
+    fixed = step("load", writes=[(20, 21)])
+    assert prefetch([use, other, fixed], 8) == [use, other, fixed]
+    assert prefetch([use, use, other, free], 1) == [use, use, free, other]
