@@ -55,7 +55,14 @@ def walk(m: Module, name: str, beats: Value) -> tuple[Signal, Signal, Signal, Si
 
 
 class Credits(wiring.Component):
-    """Counts free places.
+    """Counts free places, or whatever else can be claimed.
+
+    Parameters
+    ----------
+    places : int
+        The most there can be.
+    initial : int
+        How many there are at first; by default all.
 
     Members
     -------
@@ -67,19 +74,20 @@ class Credits(wiring.Component):
         A register: at least one place is free.
     """
 
-    take: In(1)
-    give: In(1)
-    available: Out(1, init=1)
-
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, initial: int | None = None) -> None:
         if places < 1:
             raise ValueError(f"Places must be at least 1, not {places!r}")
         self.places = places
-        super().__init__()
+        self.initial = places if initial is None else initial
+        if not 0 <= self.initial <= places:
+            raise ValueError(f"Initial places must be from 0 to {places}, not {initial!r}")
+        super().__init__(
+            {"take": In(1), "give": In(1), "available": Out(1, init=int(self.initial > 0))}
+        )
 
     def elaborate(self, platform):
         m = Module()
-        free = Signal(bits_for(self.places), init=self.places)
+        free = Signal(bits_for(self.places), init=self.initial)
         with m.If(self.take & ~self.give):
             m.d.sync += [free.eq(free - 1), self.available.eq(free != 1)]
         with m.Elif(self.give & ~self.take):
