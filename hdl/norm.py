@@ -42,7 +42,7 @@ class Norm(wiring.Component):
 
     Throughput: V features a cycle, without a bubble between rows, but a row takes ``STEPS`` (4)
     cycles at least. Latency from the first beat in to the first beat out of a row of n beats:
-    ``n + 36 + log2(V)`` cycles. Between them, the ring holds more than a row of the maximum length;
+    ``n + 34 + log2(V)`` cycles. Between them, the ring holds more than a row of the maximum length;
     beyond that, ``i`` waits for ``o``.
 
     Parameters
