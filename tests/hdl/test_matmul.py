@@ -1,0 +1,451 @@
+# amaranth: UnusedElaboratable=no
+"""The matmul unit under Verilator: bit-exact to the golden, and never a cycle too many."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from amaranth import Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from systolith import golden, isa
+from systolith.config import Config
+from systolith.hdl.layouts import COMMAND, row
+from systolith.hdl.matmul import MatmulUnit
+from systolith.hdl.verilog import to_verilog
+from systolith.sim import build, runner
+from systolith.sim.benches.matmul import ACTIVATION, WEIGHT
+from systolith.sim.benches.matmul import COMMAND as QUEUE
+from systolith.sim.scoreboard import compare
+
+CONFIGS = {
+    4: Config(dim=4, lanes=2, bus_bytes=4, activation_rows=1024, accumulator_rows=256),
+    8: Config(dim=8, activation_rows=2048, weight_rows=4096, accumulator_rows=512),
+    16: Config(
+        dim=16,
+        lanes=8,
+        bus_bytes=16,
+        activation_rows=4096,
+        weight_rows=16384,
+        accumulator_rows=2048,
+    ),
+}
+QUEUE_ROWS = 64
+GAP_BITS = 16
+QUEUE_BYTES = (COMMAND.size + GAP_BITS) // 8
+LOG = data.StructLayout({"cycle": 32, "writes": 32})
+
+
+class MatmulTop(wiring.Component):
+    """The unit with memories that can be filled, a queue of commands with pauses, and counters."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "fill_en": In(1),
+                "fill_space": In(2),
+                "fill_addr": In(20),
+                "fill_data": In(8 * max(config.dim, QUEUE_BYTES)),
+                "read_addr": In(16),
+                "read_data": Out(32 * config.dim),
+                "log_addr": In(range(QUEUE_ROWS)),
+                "log_data": Out(LOG.size),
+                "count": In(range(QUEUE_ROWS + 1)),
+                "run": In(1),
+                "hammer": In(1),
+                "finished": Out(1),
+                "busy": Out(1),
+                **{
+                    name: Out(32)
+                    for name in ("accepted", "written", "rows", "waited", "writes", "refused")
+                },
+            }
+        )
+
+    def memory(self, m: Module, space: int, shape, rows: int):
+        m.submodules[f"memory_{space}"] = memory = Memory(shape=shape, depth=rows, init=[])
+        write = memory.write_port()
+        m.d.comb += [
+            write.en.eq(self.fill_en & (self.fill_space == space)),
+            write.addr.eq(self.fill_addr),
+            Value.cast(write.data).eq(self.fill_data),
+        ]
+        return memory
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.unit = unit = MatmulUnit(config)
+        for space, rows, port in (
+            (ACTIVATION, config.activation_rows, unit.activation),
+            (WEIGHT, config.weight_rows, unit.weight),
+        ):
+            read = self.memory(m, space, row(config), rows).read_port()
+            m.d.comb += [
+                read.addr.eq(port.addr),
+                read.en.eq(port.en),
+                port.ready.eq(1),
+                Value.cast(port.data).eq(Value.cast(read.data)),
+            ]
+
+        item = data.StructLayout({"command": COMMAND, "gap": GAP_BITS})
+        index, pause = Signal(range(QUEUE_ROWS + 1)), Signal(GAP_BITS)
+        head = self.memory(m, QUEUE, item, QUEUE_ROWS).read_port(domain="comb")
+        transfer = Signal()
+        m.d.comb += [
+            head.addr.eq(index),
+            unit.commands.payload.eq(head.data.command),
+            unit.commands.valid.eq(self.run & (index != self.count) & (pause == head.data.gap)),
+            transfer.eq(unit.commands.valid & unit.commands.ready),
+        ]
+        with m.If(transfer | ~self.run):
+            m.d.sync += pause.eq(0)
+        with m.Elif(pause != head.data.gap):
+            m.d.sync += pause.eq(pause + 1)
+
+        # A reader that wants a row every cycle, from pseudo-random addresses.
+        lfsr = Signal(16, init=1)
+        m.d.sync += lfsr.eq(Cat(lfsr[1:], lfsr[0] ^ lfsr[2] ^ lfsr[3] ^ lfsr[5]))
+        m.d.comb += [
+            unit.read.en.eq(1),
+            unit.read.addr.eq(Mux(self.hammer, lfsr, self.read_addr)),
+            self.read_data.eq(Value.cast(unit.read.data)),
+            self.busy.eq(unit.busy),
+        ]
+
+        now, finished = Signal(32), Signal(range(QUEUE_ROWS + 1))
+        writes = Signal(32)
+        m.submodules.log = log = Memory(shape=LOG, depth=QUEUE_ROWS, init=[])
+        note, recall = log.write_port(), log.read_port()
+        m.d.comb += [
+            writes.eq(self.writes + unit.wrote),
+            note.en.eq(unit.done),
+            note.addr.eq(finished),
+            note.data.cycle.eq(now),
+            note.data.writes.eq(writes),
+            recall.addr.eq(self.log_addr),
+            self.log_data.eq(Value.cast(recall.data)),
+            self.finished.eq(self.run & (finished == self.count)),
+        ]
+        with m.If(~self.run):
+            m.d.sync += [index.eq(0), finished.eq(0), now.eq(0)]
+            m.d.sync += [x.eq(0) for x in (self.rows, self.waited, self.writes, self.refused)]
+        with m.Else():
+            m.d.sync += [
+                now.eq(now + 1),
+                index.eq(index + transfer),
+                finished.eq(finished + unit.done),
+                self.writes.eq(writes),
+                self.rows.eq(self.rows + unit.streaming),
+                self.waited.eq(self.waited + unit.waiting),
+                self.refused.eq(self.refused + (self.hammer & ~unit.read.ready)),
+            ]
+            with m.If(transfer & (index == 0)):
+                m.d.sync += self.accepted.eq(now)
+            with m.If(unit.wrote):
+                m.d.sync += self.written.eq(now)
+        return m
+
+
+@cache
+def simulator(dim: int) -> build.Build:
+    name = f"matmul_top_{dim}"
+    return build.build(to_verilog(MatmulTop(CONFIGS[dim]), name), name)
+
+
+@dataclass
+class Program:
+    """Instructions over memory images; ``gaps`` are pauses before each of them, in cycles."""
+
+    config: Config
+    act: np.ndarray  # (rows, D) uint8
+    weight: np.ndarray  # (rows, D) int8
+    instructions: list[dict[str, int]]
+    gaps: list[int] = field(default_factory=list)
+    hammer: bool = False
+
+    def queue(self) -> bytes:
+        image = b""
+        for index, fields in enumerate(self.instructions):
+            words = isa.encode(isa.Instruction("matmul", fields))
+            command = words[0] & 0xFF | (words[1] >> 24) << 8 | index << 208
+            for i, word in enumerate(words[2:]):
+                command |= word << (16 + 32 * i)
+            gap = self.gaps[index] if self.gaps else 0
+            image += (command | gap << COMMAND.size).to_bytes(QUEUE_BYTES, "little")
+        return image
+
+
+def tiles(fields: dict[str, int]) -> int:
+    return fields["k_tiles"] * fields["n_tiles"]
+
+
+def passes(fields: dict[str, int]) -> int:
+    return 1 + fields.get("wide", 0)
+
+
+def execute(program: Program, fields: dict[str, int], acc: np.ndarray) -> None:
+    """One instruction on ``acc`` (rows, D): gathers the operands, leaves the sums to golden."""
+    dim = program.config.dim
+    get = {spec.name: fields.get(spec.name, 0) for spec in isa.BY_NAME["matmul"].fields}
+    planes = 1 + get["wide"]
+    m, k, n = (np.arange(get[name]) for name in ("rows", "k_tiles", "n_tiles"))
+    lanes = np.arange(dim)
+    group = lanes >> get["group_log2"] == get["group"]
+
+    first = get["act"] + m[:, None] * get["act_stride"] + k * planes
+    a = np.zeros((len(m), len(k), dim), dtype=np.int64)
+    for plane in range(planes):
+        byte = program.act[(first + plane) % len(program.act)].astype(np.int64)
+        if get["signed"] and plane == planes - 1:
+            byte = (byte ^ 128) - 128
+        a += byte << 8 * plane
+    if get["mask_in"]:
+        a *= group
+    a = a.reshape(len(m), -1)
+
+    first = get["weight"] + n * get["w_stride_n"] + k[:, None] * get["w_stride_k"]
+    w = program.weight[(first[:, :, None] + lanes) % len(program.weight)]  # (k, n, row j, lane i)
+    w = w.transpose(0, 3, 1, 2) if get["columns"] else w.transpose(0, 2, 1, 3)
+    w = w.reshape(len(k) * dim, len(n) * dim)
+
+    rows = (get["acc"] + m[:, None] * get["acc_stride"] + n) % len(acc)
+    assert len(np.unique(rows)) == rows.size
+    old = acc[rows].reshape(len(m), -1)
+    new = golden.matmul(a, w, old if get["accumulate"] else 0)
+    write = np.tile(group, len(n)) if get["mask_out"] else True
+    acc[rows] = np.where(write, new, old).reshape(*rows.shape, dim)
+
+
+def run(dim: int, programs: list[Program], folder: Path, seed: int) -> list[dict]:
+    """Simulates the programs one after the other (the accumulator is kept) and compares each."""
+    config = CONFIGS[dim]
+    files = {}
+    for i, program in enumerate(programs):
+        files |= {
+            f"{i}.act": program.act.astype(np.uint8).tobytes(),
+            f"{i}.weight": program.weight.astype(np.int8).tobytes(),
+            f"{i}.queue": program.queue(),
+        }
+    result = runner.run(
+        simulator(dim),
+        "matmul",
+        {
+            "dim": dim,
+            "queue_bytes": QUEUE_BYTES,
+            "acc_rows": config.accumulator_rows,
+            "programs": [
+                {"name": str(i), "count": len(p.instructions), "hammer": int(p.hammer)}
+                for i, p in enumerate(programs)
+            ],
+        },
+        seed=seed,
+        files=files,
+        directory=folder,
+    )
+    acc = np.zeros((config.accumulator_rows, dim), dtype=np.int64)
+    act = np.zeros((config.activation_rows, dim), dtype=np.int64)
+    weight = np.zeros((config.weight_rows, dim), dtype=np.int64)
+    results = []
+    for i, program in enumerate(programs):
+        # Images are as long as the program needs; the rest of a memory keeps what it held.
+        act[: len(program.act)], weight[: len(program.weight)] = program.act, program.weight
+        whole = Program(config, act, weight, program.instructions)
+        writes = 0
+        measured = result[str(i)]
+        for fields, logged in zip(program.instructions, measured.pop("done"), strict=True):
+            execute(whole, fields, acc)
+            writes += tiles(fields) * passes(fields) * fields["rows"]
+            assert logged >> 32 == writes, f"program {i}: done and writes disagree, {fields}"
+            measured["done"] = logged & 0xFFFFFFFF
+        assert measured["writes"] == measured["rows"] == writes
+        got = np.frombuffer((folder / f"{i}.acc").read_bytes(), dtype="<i4").reshape(acc.shape)
+        compare(got, acc, what=f"accumulator, program {i}", axes=("row", "lane"), seed=seed)
+        results.append(measured)
+    return results
+
+
+def period(config: Config, fields: dict[str, int]) -> int:
+    """Cycles of a tile."""
+    return max(passes(fields) * max(fields["rows"], 4), config.dim)
+
+
+def gemm(config: Config, rng: np.random.Generator, m: int, k: int, n: int, **flags) -> Program:
+    """A single product (m, k) x (k, n) on random operands, as a compiler would lay it out."""
+    dim = config.dim
+    k_tiles, n_tiles = -(-k // dim), -(-n // dim)
+    planes = 1 + flags.get("wide", 0)
+    weight = rng.integers(-128, 128, (k_tiles, dim, n_tiles, dim))
+    weight.reshape(k_tiles * dim, -1)[k:] = 0
+    fields = {
+        "rows": m,
+        "k_tiles": k_tiles,
+        "n_tiles": n_tiles,
+        "act_stride": k_tiles * planes,
+        "acc_stride": n_tiles,
+        "w_stride_k": dim,
+        "w_stride_n": k_tiles * dim,
+        **flags,
+    }
+    return Program(
+        config,
+        rng.integers(0, 256, (m * k_tiles * planes, dim)),
+        weight.transpose(2, 0, 1, 3).reshape(-1, dim),
+        [fields],
+    )
+
+
+def test_converts():
+    assert "module matmul" in to_verilog(MatmulUnit(CONFIGS[4]), "matmul")
+
+
+GEMMS = [
+    (16, 16, 16),
+    (31, 66, 30),
+    (128, 64, 64),
+    (64, 64, 64),
+    (17, 200, 33),
+    (16, 512, 16),
+    (16, 16, 512),
+    (33, 48, 16),
+    (128, 64, 256),
+    (15, 64, 64),
+    (4, 64, 64),
+    (3, 32, 48),
+    (1, 384, 384),
+]
+
+
+def test_a_gemm_takes_the_cycles_of_its_tiles(tmp_path, seed):
+    """From the first command to the last write: tiles * max(M, 16), and 38 cycles of latency."""
+    config = CONFIGS[16]
+    rng = np.random.default_rng(seed)
+    programs = [gemm(config, rng, *shape, signed=i & 1) for i, shape in enumerate(GEMMS)]
+    for (m, k, n), got in zip(GEMMS, run(16, programs, tmp_path, seed), strict=True):
+        bound = -(-k // 16) * -(-n // 16) * max(m, 16)
+        cycles = got["written"] - got["accepted"]
+        print(f"{m} x {k} x {n}: {cycles} cycles, bound {bound}")
+        assert cycles <= bound + 80, f"{m} x {k} x {n}"
+        assert got["done"] - got["accepted"] == bound + 38 - max(16 - max(m, 4), 0)
+        # Only the first tile, or tiles with fewer rows than they have weights, wait for weights.
+        assert m < 16 or got["waited"] == 2
+
+
+@pytest.mark.parametrize("dim", [4, 8, 16])
+def test_a_queue_of_gemms_has_no_bubbles(dim, tmp_path, seed):
+    """Short and long instructions behind each other cost the sum of their tiles."""
+    config = CONFIGS[dim]
+    rng = np.random.default_rng(seed)
+    shapes = [
+        *[(dim, 1, 1)] * 4,
+        (dim + 1, 2, 1),
+        *[(4, 1, 1)] * 6,
+        (1, 3, 2),
+        (2 * dim, 2, 2),
+        *[(3, 1, 1)] * 4,
+        (dim, 3, 1),
+        (2, 1, 2),
+        (dim, 1, 3),
+    ]
+    instructions = []
+    for i, (m, k, n) in enumerate(shapes):
+        instructions.append(
+            {
+                "rows": m,
+                "k_tiles": k,
+                "n_tiles": n,
+                "act": i,
+                "act_stride": k,
+                "acc": 8 * i,
+                "acc_stride": n,
+                "weight": dim * i,
+                "w_stride_k": dim,
+                "w_stride_n": k * dim,
+                "signed": i & 1,
+                "wide": int(rng.integers(2)),
+                "columns": int(rng.integers(2)),
+            }
+        )
+    act = rng.integers(0, 256, (256, dim))
+    weight = rng.integers(-128, 128, (64 * dim, dim))
+    (got,) = run(dim, [Program(config, act, weight, instructions)], tmp_path, seed)
+    total = sum(tiles(x) * period(config, x) for x in instructions)
+    # The last tile does not wait for a next one, and streams only as long as its rows take.
+    tail = period(config, instructions[-1]) - passes(instructions[-1]) * max(dim, 4)
+    assert got["done"] - got["accepted"] == total - tail + 2 * dim + 6
+    bound = sum(
+        tiles(x) * max(passes(x) * x["rows"], dim) for x in instructions
+    )  # M >= 4, or a pass of 4 cycles fits into the D cycles of its weights
+    assert dim < 16 or got["written"] - got["accepted"] <= bound + 80
+
+
+def random_program(config: Config, rng: np.random.Generator, count: int, idle: int) -> Program:
+    """Valid instructions with every flag; none adds to a row that its forerunner wrote last."""
+    dim = config.dim
+    log2 = dim.bit_length() - 1
+    instructions: list[dict[str, int]] = []
+    forbidden: set[int] = set()
+    while len(instructions) < count:
+        k_tiles, n_tiles = (int(x) for x in rng.choice([1, 1, 2, 3, 5], 2))
+        m = int(rng.choice([*range(1, 6), dim - 1, dim, dim + 1, rng.integers(1, 40)]))
+        fields = {
+            "rows": m,
+            "k_tiles": k_tiles,
+            "n_tiles": n_tiles,
+            "act": int(rng.integers(config.activation_rows)),
+            "weight": int(rng.integers(config.weight_rows)),
+            "acc": int(rng.integers(config.accumulator_rows)),
+            "act_stride": int(rng.choice([0, 1, k_tiles, rng.integers(1 << 16)])),
+            "acc_stride": n_tiles + int(rng.integers(4)),
+            "w_stride_n": int(rng.choice([0, dim, k_tiles * dim, rng.integers(1 << 16)])),
+            "w_stride_k": int(rng.choice([0, dim, n_tiles * dim, rng.integers(1 << 16)])),
+            "group_log2": int(rng.integers(log2 + 2)),
+            "group": int(rng.integers(4)),
+            **{
+                flag: int(rng.integers(2))
+                for flag in ("columns", "wide", "signed", "accumulate", "mask_in", "mask_out")
+            },
+        }
+        if instructions and rng.random() < 0.5:  # the same rows again
+            fields |= {
+                name: instructions[-1][name] for name in ("rows", "n_tiles", "acc", "acc_stride")
+            }
+        n, rows = fields["n_tiles"], np.arange(fields["rows"])
+        if (fields["rows"] - 1) * fields["acc_stride"] + n > config.accumulator_rows:
+            continue
+        written = (fields["acc"] + rows * fields["acc_stride"]) % config.accumulator_rows
+        if fields["accumulate"] and forbidden & set(written[:3].tolist()):
+            continue
+        forbidden = set(((written + n - 1) % config.accumulator_rows)[-3:].tolist())
+        instructions.append(fields)
+    gaps = rng.integers(0, idle + 1, count) * rng.integers(0, 2, count)
+    return Program(
+        config,
+        rng.choice([0, 127, 128, 255, *range(256)], (config.activation_rows, dim)),
+        rng.choice([-128, 127, 0, *range(-128, 128)], (config.weight_rows, dim)),
+        instructions,
+        [int(gap) for gap in gaps],
+        hammer=bool(idle),
+    )
+
+
+@pytest.mark.parametrize("idle", [0, 60])
+@pytest.mark.parametrize("dim", [4, 8, 16])
+def test_random_programs(dim, idle, tmp_path, seed):
+    """Every flag, stride and wrap-around, with and without pauses and a competing reader."""
+    rng = np.random.default_rng([seed, dim, idle])
+    programs = [random_program(CONFIGS[dim], rng, 40, idle) for _ in range(2)]
+    results = run(dim, programs, tmp_path, seed)
+    for program, got in zip(programs, results, strict=True):
+        if idle:
+            assert got["refused"] > 0
+        else:
+            last = program.instructions[-1]
+            total = sum(tiles(x) * period(program.config, x) for x in program.instructions)
+            total += passes(last) * max(last["rows"], 4) - period(program.config, last)
+            assert got["done"] - got["accepted"] == total + 2 * dim + 6
