@@ -13,6 +13,7 @@ from cocotb.triggers import FallingEdge, ReadOnly
 from cocotbext.axi import AxiBus, AxiRam
 
 from systolith import isa
+from systolith.config import Config
 
 PAGE = 4096
 IDLES = ("none", "random", "bursty")
@@ -98,15 +99,17 @@ class LimitedRam:
     """AxiRam on `m_axi`, sparse 4 GiB, that checks burst lengths and bursts in flight.
 
     Reads and writes that touch `poison` (a set of page numbers) answer SLVERR. `touched` receives
-    the address of every word that is read.
+    the address of every word that is read or partly written, `responses` counts B.
     """
 
-    def __init__(self, dut: Any, config: Any, idle: str, rng: random.Random) -> None:
+    def __init__(self, dut: Any, config: Config, idle: str, rng: random.Random) -> None:
         self.dut = dut
         self.config = config
         self.poison: set[int] = set()
         self.touched: set[int] = set()
         self.in_flight = {"r": 0, "w": 0}
+        self.responses = 0
+        self.bursts = {"r": 0, "w": 0}
         self.most_in_flight = {"r": 0, "w": 0}
         self.ram = AxiRam(AxiBus.from_prefix(dut, "m_axi"), dut.clk, dut.rst, size=2**32)
         read, write = self.ram.read_if, self.ram.write_if
@@ -124,8 +127,7 @@ class LimitedRam:
         async def checked(address: int, what: Any) -> Any:
             if address // PAGE in self.poison:
                 raise PermissionError(hex(address))
-            if name == "_read":
-                self.touched.add(address)
+            self.touched.add(address - address % self.config.bus_bytes)
             return await plain(address, what)
 
         setattr(side, name, checked)
@@ -152,10 +154,12 @@ class LimitedRam:
             for side, (valid, ready, length, size, *end) in bus.items():
                 if valid.value and ready.value:
                     self.in_flight[side] += 1
+                    self.bursts[side] += 1
                     assert int(length.value) < self.config.max_burst, "burst too long"
                     assert int(size.value) == width, "narrow burst"
                 if all(signal.value for signal in end):
                     self.in_flight[side] -= 1
+                    self.responses += side == "w"
                 count = self.in_flight[side]
                 assert 0 <= count <= self.config.outstanding, f"{count} bursts in flight"
                 self.most_in_flight[side] = max(count, self.most_in_flight[side])
@@ -170,6 +174,43 @@ def addresses(item: isa.Instruction, base: int, word_bytes: int) -> list[list[in
         ]
         for i in range(item.get("rows"))
     ]
+
+
+def count_bursts(address: int, length: int, config: Config) -> int:
+    """Bursts of a row of `length` bytes: none crosses a page, none has too many beats."""
+    count = 0
+    longest = config.max_burst * config.bus_bytes
+    while length > 0:
+        size = min(length, longest, PAGE - address % PAGE)
+        address, length, count = address + size, length - size, count + 1
+    return count
+
+
+def misaligned(item: isa.Instruction, base: int, config: Config) -> bool:
+    """Whether a load or store must end in MISALIGNED."""
+    offsets = (base + item.get("address")) | (item.get("stride") if item.get("rows") > 1 else 0)
+    return bool(offsets % config.bus_bytes)
+
+
+def draw_shape(rng: random.Random, config: Config, word_bytes: int, span: int) -> dict[str, int]:
+    """Address, stride, words, rows of: a long row, short rows, rows around a page boundary, any."""
+    bus = config.bus_bytes
+    kind = rng.randrange(4)
+    rows, words = [
+        (1, rng.randint(1, 9000 // word_bytes)),
+        (rng.randint(1, 40), rng.randint(1, 2)),
+        (rng.randint(1, 3), rng.randint(1, 4 * PAGE // word_bytes // 3)),
+        (rng.choice([0, 1, rng.randint(2, 6)]), rng.choice([0, 1, rng.randint(2, 30)])),
+    ][kind]
+    address = rng.randrange(0, span // 2, bus)
+    if kind == 2:
+        address = rng.randrange(1, 8) * PAGE + bus * rng.randint(-4, 4)
+    stride = rng.choice([word_bytes * words, rng.randrange(0, 4096, bus), 2**32 - bus, 0])
+    if rng.random() < 0.1:
+        address += rng.randrange(1, bus)
+    elif rng.random() < 0.1:
+        stride += rng.randrange(1, bus)
+    return {"address": address, "stride": stride % 2**32, "words": words, "rows": rows}
 
 
 def first_difference(got: Sequence[Any], expected: Sequence[Any]) -> str:

@@ -53,36 +53,10 @@ def _expected(item: isa.Instruction, base: int, config: Config, read: Any) -> li
     ]
 
 
-def _misaligned(item: isa.Instruction, base: int, config: Config) -> bool:
-    rows = item.get("rows")
-    offsets = (base + item.get("address")) | (item.get("stride") if rows > 1 else 0)
-    return bool(offsets % config.bus_bytes)
-
-
 def _draw(rng: random.Random, config: Config) -> isa.Instruction:
-    """One of: a long row, many short rows, rows around a page boundary, anything."""
-    bus, dim = config.bus_bytes, config.dim
-    kind = rng.randrange(4)
-    rows, words = [
-        (1, rng.randint(1, 9000 // dim)),
-        (rng.randint(1, 40), rng.randint(1, 2)),
-        (rng.randint(1, 3), rng.randint(1, 4 * dma.PAGE // dim // 3)),
-        (rng.choice([0, 1, rng.randint(2, 6)]), rng.choice([0, 1, rng.randint(2, 30)])),
-    ][kind]
-    address = rng.randrange(0, SPAN // 2, bus)
-    if kind == 2:
-        address = rng.randrange(1, 8) * dma.PAGE + bus * rng.randint(-4, 4)
-    stride = rng.choice([dim * words, rng.randrange(0, 4096, bus), 2**32 - bus, 0])
-    if rng.random() < 0.1:
-        address += rng.randrange(1, bus)
-    elif rng.random() < 0.1:
-        stride += rng.randrange(1, bus)
-    fields = {
-        "address": address, "stride": stride % 2**32, "words": words, "rows": rows,
-        "local": rng.randrange(1 << 20), "local_stride": rng.randrange(1 << 16),
-        "space": rng.randrange(4),
-    }  # fmt: skip
-    return isa.Instruction("load", fields)
+    fields = dma.draw_shape(rng, config, config.dim, SPAN)
+    fields |= {"local": rng.randrange(1 << 20), "local_stride": rng.randrange(1 << 16)}
+    return isa.Instruction("load", {**fields, "space": rng.randrange(4)})
 
 
 @cocotb.test()
@@ -109,7 +83,7 @@ async def random_programs(dut: Any) -> None:
     errors: list[tuple[int, int]] = []
     ends: list[int] = []
     reads: set[int] = set()
-    beats = 0
+    beats = bursts = 0
 
     def read(address: int, count: int) -> bytes:
         return b"".join(
@@ -120,7 +94,7 @@ async def random_programs(dut: Any) -> None:
         )
 
     for pc, item in enumerate(program):
-        if _misaligned(item, base, config):
+        if dma.misaligned(item, base, config):
             errors.append((pc, Error.MISALIGNED))
         else:
             expected += _expected(item, base, config, read)
@@ -132,6 +106,11 @@ async def random_programs(dut: Any) -> None:
             }
             reads |= touched
             beats += item.get("rows") * item.get("words") * config.dim // config.bus_bytes
+            bursts += sum(
+                dma.count_bursts(row[0], len(row) * config.dim, config)
+                for row in dma.addresses(item, base, config.dim)
+                if row
+            )
             if any(part >> 12 in ram.poison for part in touched):
                 errors.append((pc, Error.BUS_READ))
         ends.append(len(expected))
@@ -148,6 +127,7 @@ async def random_programs(dut: Any) -> None:
     assert not different, f"seed {seed()}, base {base:#x}: {different}"
     assert monitor.errors == errors, f"errors {monitor.errors}, expected {errors}"
     assert monitor.beats == beats, f"{monitor.beats} beats, expected {beats}"
+    assert ram.bursts["r"] == bursts, f"{ram.bursts['r']} bursts, expected {bursts}"
     wanted = {address for address in reads if address >> 12 not in ram.poison}
     assert ram.touched == wanted, f"{len(ram.touched ^ wanted)} words read or left out by mistake"
     report({"words": len(expected), "errors": len(errors), "flight": ram.most_in_flight["r"]})
