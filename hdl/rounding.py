@@ -79,6 +79,6 @@ class RoundShift(wiring.Component):
             rounded.eq(kept + Const(1, 2)),
         ]
         m.d.sync += self.result.eq(
-            Mux(above | largest, high, Mux(below, low, rounded[1:].as_signed()))
+            Mux(below, low, Mux(above | largest, high, rounded[1:].as_signed()))
         )
         return m

@@ -67,7 +67,7 @@ def test_softmax_by_hand(bits: int) -> None:
     # mult and shift of one: the scores are exponents with 16 fraction bits.
     unit = (2**15, 15)
     assert golden.softmax([[7]], *unit, 1, bits).tolist() == [[one]]
-    # A half lies between two results: either will do, but it is the same for equal scores.
+    # A half lies exactly between two results; the tables bring it to the lower one.
     assert golden.softmax([[7, 7]], *unit, 2, bits).tolist() == [[one // 2] * 2]
     # 2**0 : 2**-1 : 2**-1 is 1/2, 1/4, 1/4.
     got = golden.softmax([[65536, 0, 0]], *unit, 3, bits)[0]
