@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from systolith.errors import UserError
-from systolith.sim.ports import Port, parse_ports
+from systolith.sim.ports import CLOCK, Port, parse_ports
 
 AXI_MEMORY = Path(__file__).resolve().with_name("axi_memory.sv")
 SETTINGS = (
@@ -41,14 +41,21 @@ _RULES = {
 
 
 def memory_top(
-    verilog: str, module: str, *, size_bytes: int, prefix: str = "m_axi_", strict: bool = True
+    verilog: str,
+    module: str,
+    *,
+    size_bytes: int,
+    prefix: str = "m_axi_",
+    strict: bool = True,
+    clock_inside: bool = True,
 ) -> tuple[str, str]:
     """Wrap `module` with a clock and a memory on its AXI master: (all the text, the new top).
 
     size_bytes: of the memory, at address 0. prefix: of the master's ports. strict: narrow and
     unaligned bursts count as protocol errors. The top `memory_<module>` has the other ports of the
     module, `clk` and `self_clocked` as outputs, and the memory's controls and counters with `mem_`
-    before their names. Compile it with `sources=[AXI_MEMORY]`.
+    before their names. Compile it with `sources=[AXI_MEMORY]`. clock_inside: if not, `clk` is an
+    input, for `runner.start()` to drive; cocotbext-axi on the module's other ports needs that.
     """
     ports = {port.name: port for port in parse_ports(verilog, module)}
     bus = {
@@ -69,7 +76,8 @@ def memory_top(
     ]
     parameters = {**widths, "SIZE_BYTES": size_bytes, "STRICT": int(strict)}
     declared = [f"  {p.direction} wire {p.checked_range}{p.name}" for p in (*outer, *control)]
-    declared += ["  output reg clk", "  output wire self_clocked"]
+    clock = ["  output reg clk", "  output wire self_clocked"]
+    declared += clock if clock_inside else ["  input wire clk"]
     wires = [
         f"  wire {port.checked_range}{port.name};" for port in bus.values() if port.name in ports
     ]
@@ -85,9 +93,7 @@ def memory_top(
         ",\n".join(declared),
         ");",
         *wires,
-        "  initial clk = 0;",
-        "  always #5 clk = !clk;",
-        "  assign self_clocked = 1;",
+        *(CLOCK if clock_inside else ()),
         f"  {module} dut (",
         ",\n".join(inner),
         "  );",
