@@ -20,27 +20,11 @@ OCTAVES = 64
 """Magnitudes from 2**-32 to 2**32 are told apart."""
 
 
-def adjacent_order(head_dim: int, pairs: str) -> NDArray[np.int64]:
-    """Where in a head of the model each channel of the graph's head comes from.
-
-    The graph always rotates adjacent channels. A model that rotates halves (i with i + head_dim/2)
-    becomes one of adjacent pairs by permuting the channels of its queries and keys, which their
-    inner product does not notice.
-    """
-    order = np.arange(head_dim)
-    return order if pairs == "adjacent" else order.reshape(2, -1).T.reshape(-1)
-
-
-def head_order(heads: int, head_dim: int, pairs: str) -> NDArray[np.int64]:
-    """`adjacent_order` for all heads of a projection: int64 [heads * head_dim]."""
-    order = adjacent_order(head_dim, pairs)
-    return (np.arange(heads)[:, None] * head_dim + order).reshape(-1)
-
-
 @torch.no_grad()
 def trace(model: Llama, tokens: NDArray[np.int64]) -> dict[str, Tensor]:
     """Runs one sequence, int64 [T]; returns float tensors [T, channels] by the graph's names.
 
+    The channels of queries and keys are in the graph's order if the model has adjacent pairs.
     Two names are not of the graph: "layers.i.ffn.gate_proj", the argument of SiLU, and
     "layers.i.ffn.gate", its value.
     """
@@ -83,9 +67,7 @@ def trace(model: Llama, tokens: NDArray[np.int64]) -> dict[str, Tensor]:
             x = found[f"{name}.attention.{part}_proj"]
             split = x.view(len(tokens), heads, c.head_dim).transpose(0, 1)
             rotated = rotate(split, cos, sin, c.rope_pairs).transpose(0, 1).flatten(1)
-            order = torch.from_numpy(head_order(heads, c.head_dim, c.rope_pairs))
-            found[f"{name}.attention.{part}_proj"] = x[:, order]
-            found[f"{name}.attention.{part}"] = rotated[:, order]
+            found[f"{name}.attention.{part}"] = rotated
         found[f"{name}.ffn.gate"] = nn.functional.silu(found[f"{name}.ffn.gate_proj"])
     return found
 

@@ -33,7 +33,8 @@ from systolith.graph import (
     Tensor,
 )
 from systolith.quant.llama import Llama, rope_tables
-from systolith.quant.observe import Range, head_order, observe
+from systolith.quant.observe import Range, observe
+from systolith.quant.prepare import prepare
 from systolith.quant.tokenizer import BOS, EOS
 
 Float = NDArray[np.float64]
@@ -99,9 +100,22 @@ class Recipe:
         return chosen
 
 
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModel:
+    """``graph`` and what it was made from.
+
+    ``reference`` is a float model of the original's function with the graph's order of channels:
+    ``observe.trace`` of it and ``IntegerModel.trace`` of the graph can be compared name by name.
+    """
+
+    graph: Graph
+    reference: Llama
+    recipe: Recipe
+
+
 def quantize(
     model: Llama, calibration: Iterable[NDArray[np.int64]], recipe: Recipe | None = None
-) -> Graph:
+) -> QuantizedModel:
     """The integer graph of a Llama model.
 
     ``calibration``: sequences of tokens, each int64 [T], that show the activations' ranges. Raises
@@ -122,11 +136,13 @@ def quantize(
         eight = cache or (choosable and recipe.activation_bits(name) == 8)
         return recipe.range == "percentile" and eight
 
-    ranges = observe(model, sequences, histogram)
+    reference = prepare(model, sequences)
+    ranges = observe(reference, sequences, histogram)
     try:
-        return _Quantizer(model, ranges, recipe).graph()
+        graph = _Quantizer(reference, ranges, recipe).graph()
     except ValueError as error:
         raise QuantizeError(f"The model cannot be quantized: {error}") from error
+    return QuantizedModel(graph=graph, reference=reference, recipe=recipe)
 
 
 def _match_patterns(recipe: Recipe, layers: int) -> None:
@@ -227,8 +243,7 @@ class _Quantizer:
             before = self.ranges[f"{name}.{part}_proj"].largest / 32767
             spare = math.log2(max((scale / np.maximum(before, 1e-30)).min(), 1))
             spare = min(math.floor(spare), 16 - bits)
-            order = head_order(heads, c.head_dim, c.rope_pairs)
-            self._linear(f"{name}.{part}_proj", f"{name}.norm", _float64(module.weight)[order],
+            self._linear(f"{name}.{part}_proj", f"{name}.norm", _float64(module.weight),
                          scale / 2**spare)
             self._node(Rope(name=f"{name}.{part}", out=f"{name}.{part}", x=f"{name}.{part}_proj",
                             cos="rope.cos", sin="rope.sin", head_dim=c.head_dim, shift=15 + spare),
