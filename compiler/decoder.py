@@ -4,7 +4,7 @@ The host places the prompt in ``tokens`` and three words in ``control``: the len
 the number of tokens to end with (prompt included), and a token to stop at (or 0xFFFFFFFF). Each
 turn of the loop processes a block of prompt tokens, or the one token that was written last, and
 logs the logits of its last token; once the prompt is consumed the device takes the arg-max, appends
-it to ``tokens`` and reports the number of tokens there are by ``mark``.
+it to ``tokens`` and reports it by ``mark``: the number of tokens there are << 16 | the new token.
 """
 
 from dataclasses import replace
@@ -282,9 +282,11 @@ class _Decoder:
         low.emit("argmax", {"rd": int(R.B)})
         self._alu(AluOp.SHL, R.A, R.POSITION, 2)
         low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
-        low.emit("ldr", {"address": self.control + 8, "rd": int(R.A)})
         self._alu(AluOp.ADD, R.C, R.POSITION, 1)
-        low.emit("mark", {}, {"x": R.C})
+        self._alu(AluOp.SHL, R.A, R.C, 16)
+        self._alu(AluOp.ADD, R.A, R.A, R.B)
+        low.emit("mark", {}, {"x": R.A})
+        low.emit("ldr", {"address": self.control + 8, "rd": int(R.A)})
         stop = self._branch(Condition.EQ, R.A, R.B, None)
         self._branch(Condition.LT, R.C, R.TOTAL, loop)
         stop.target = low.emit("halt", {})

@@ -78,7 +78,8 @@ def test_golden_machine_equals_integer_forward(preset, heads, kv_heads, head_dim
     set_prompt(program, memory, prompt, total)
     marks: list[int] = []
     check(program, graph, GoldenMachine(config, memory, marks.append), memory, prompt, total)
-    assert marks == list(range(len(prompt) + 1, total + 1))
+    tokens = program.read(memory, "tokens")[:total].tolist()
+    assert marks == [n << 16 | tokens[n - 1] for n in range(len(prompt) + 1, total + 1)]
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -130,7 +131,7 @@ def test_a_stop_token_ends_the_text(seed):
     set_prompt(program, memory, [1, 2], 20, stop)
     marks: list[int] = []
     GoldenMachine(TINY, memory, marks.append).run(100_000)
-    assert marks[-1] == tokens.index(stop, 2) + 1
+    assert marks[-1] == tokens.index(stop, 2) + 1 << 16 | stop
 
 
 def test_saved_programs_are_the_same(tmp_path, seed):
