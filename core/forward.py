@@ -131,9 +131,9 @@ class IntegerModel:
             case Attention():
                 return saturate(self._attention(node, *inputs), bits)
             case Add():
-                return golden.add(*inputs, node.mult_a, node.mult_b, node.shift, bits)
+                return golden.add(inputs[0], inputs[1], node.mult_a, node.mult_b, node.shift, bits)
             case Multiply():
-                return golden.multiply(*inputs, node.mult, node.shift, bits)
+                return golden.multiply(inputs[0], inputs[1], node.mult, node.shift, bits)
             case Lookup():
                 lookup = golden.lookup8 if node.exact else golden.lookup
                 return saturate(lookup(inputs[0], const[node.table]), bits)

@@ -17,6 +17,7 @@ operand `a`) without a change of any bit.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,9 @@ class Node:
         """Names of the constants that the node reads."""
         names = (getattr(self, field) for field in self.CONSTANTS)
         return tuple(name for name in names if name is not None)
+
+
+Kind = TypeVar("Kind", bound=Node)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +266,7 @@ class Graph:
     def __post_init__(self) -> None:
         _Check(self).run()
 
-    def of_kind(self, kind: type[Node]) -> Iterator[Node]:
+    def of_kind(self, kind: type[Kind]) -> Iterator[Kind]:
         """The nodes of one kind, in order."""
         return (node for node in self.nodes if isinstance(node, kind))
 
