@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from systolith.config import Config
 from systolith.errors import UserError
 
 DEVICES = {"25k": "--25k", "45k": "--45k", "85k": "--85k"}
@@ -173,6 +174,28 @@ def synthesize(
         fmax_mhz=round(min(clock["achieved"] for clock in result["fmax"].values()), 2),
         seconds=round(time.monotonic() - started, 1),
         critical_path=_critical_path(result),
+    )
+
+
+def synthesize_machine(
+    config: Config, *, device: str = "85k", speed: int = 6, seed: int = 1, keep: Path | None = None
+) -> SynthesisReport:
+    """Like ``synthesize``, for the whole machine of a configuration."""
+    from systolith.hdl.verilog import TOP, machine_verilog, ports
+
+    return synthesize(
+        machine_verilog(config),
+        [
+            (port["name"], port["direction"], port["width"])
+            for port in ports(config)
+            if port["name"] not in ("clk", "rst")
+        ],
+        TOP,
+        config.dim,
+        device=device,
+        speed=speed,
+        seed=seed,
+        keep=keep,
     )
 
 

@@ -1,0 +1,88 @@
+"""Measurements on the RTL: cycles from the hardware counters of runs that are bit-exact."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from systolith import golden
+from systolith.compiler.gemm import (
+    MULT,
+    SHIFT,
+    Shape,
+    compile_gemm,
+    read_result,
+    write_operands,
+)
+from systolith.config import PRESETS, Config, ConfigError
+from systolith.fixed import Int, saturate
+from systolith.sim.machine_tb import MachineSim
+
+MEMORY_BYTES = 1 << 25
+
+
+def config_of_dim(dim: int) -> Config:
+    """The preset with this array, or ``bench`` with another array."""
+    for config in PRESETS.values():
+        if config.dim == dim:
+            return config
+    if dim != 32:
+        raise ConfigError(f"dim must be one of 4, 8, 16, 32, not {dim}")
+    return replace(PRESETS["bench"], dim=32)
+
+
+def measure_gemm(
+    config: Config,
+    shapes: list[Shape],
+    *,
+    source: str = "scratchpad",
+    queue: bool = False,
+    seed: int = 1,
+    **memory_settings: int,
+) -> list[dict[str, Any]]:
+    """One result for each shape; with ``queue``, one for all of them in a row.
+
+    ``cycles``: from the first matmul's start to the last accumulator write (scratchpad), or of the
+    whole program (dram). ``bound``: ⌈K/D⌉ ⌈N/D⌉ max(M, D), summed over a queue.
+    """
+    machine = MachineSim(config, size_bytes=MEMORY_BYTES, **{"latency": 40, **memory_settings})
+    groups = [shapes] if queue else [[shape] for shape in shapes]
+    rng = np.random.default_rng(seed)
+    return [_gemm(machine, group, source, rng) for group in groups]
+
+
+def _gemm(
+    machine: MachineSim, shapes: list[Shape], source: str, rng: np.random.Generator
+) -> dict[str, Any]:
+    config = machine.config
+    program = compile_gemm(config, shapes, source)
+    memory = program.memory()
+    expected: list[Int] = []
+    for index, shape in enumerate(shapes):
+        a = rng.integers(-128, 128, (shape.m, shape.k))
+        w = rng.integers(-127, 128, (shape.n, shape.k))
+        write_operands(program, memory, index, a, w)
+        product = golden.matmul(a, w.T)
+        if source == "dram":
+            product = saturate(golden.scale(product, 0, MULT, SHIFT), 8)
+        expected.append(product)
+    result = machine.run(memory)
+    exact = all(
+        np.array_equal(read_result(program, result.memory, index, shape.n), product)
+        for index, (shape, product) in enumerate(zip(shapes, expected, strict=True))
+    )
+    cycles = result.counters["MATMUL_SPAN" if source == "scratchpad" else "CYCLES"]
+    bound = sum(shape.bound(config.dim) for shape in shapes)
+    first = shapes[0]
+    names: dict[str, Any] = {"m": first.m, "n": first.n, "k": first.k}
+    if len(shapes) > 1:
+        names = {"queue": [str(shape) for shape in shapes]}
+    useful = sum(shape.m * shape.n * shape.k for shape in shapes) / config.dim**2
+    return names | {
+        "dim": config.dim,
+        "source": source,
+        "cycles": cycles,
+        "bound": bound,
+        "utilisation": round(useful / cycles, 4),
+        "bit_exact": exact,
+    }
