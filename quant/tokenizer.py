@@ -47,11 +47,16 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path, vocab_size: int | None = None) -> "Tokenizer":
         """Reads a vocabulary file; `vocab_size`, where given, is what a model demands."""
-        path = Path(path)
         try:
-            data = path.read_bytes()
+            data = Path(path).read_bytes()
         except OSError as e:
             raise TokenizerError(f"cannot read the vocabulary {path}: {e.strerror}") from e
+        return cls.from_bytes(data, path, vocab_size)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str | Path,
+                   vocab_size: int | None = None) -> "Tokenizer":
+        """Reads the content of a vocabulary file; `path` is what error messages call it."""
         pieces, scores, at = [], [], 4
         while at < len(data):
             head = data[at:at + 8]
@@ -76,10 +81,14 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the vocabulary in the format that `load` reads."""
-        with open(path, "wb") as f:
-            f.write(struct.pack("<i", max(map(len, self.pieces))))
-            for piece, score in zip(self.pieces, self.scores, strict=True):
-                f.write(struct.pack("<fi", score, len(piece)) + piece)
+        Path(path).write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of a vocabulary file."""
+        parts = [struct.pack("<i", max(map(len, self.pieces)))]
+        for piece, score in zip(self.pieces, self.scores, strict=True):
+            parts.append(struct.pack("<fi", score, len(piece)) + piece)
+        return b"".join(parts)
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Tokens of a text, after BOS unless `bos` is false.
