@@ -111,9 +111,14 @@ def machine_text(
     if backend == "machine":
         from systolith.sim.machine import GoldenMachine
 
-        last: list[int] = []
-        GoldenMachine(program.config, memory, lambda v: (last.append(v), mark(v))[1]).run()
-        end = last[-1] >> 16
+        marks: list[int] = []
+
+        def note(value: int) -> None:
+            marks.append(value)
+            mark(value)
+
+        GoldenMachine(program.config, memory, note).run()
+        end = marks[-1] >> 16
     else:
         from systolith.sim.machine_tb import MachineSim
 
