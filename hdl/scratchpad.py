@@ -21,6 +21,11 @@ from systolith.hdl.load import load_write
 from systolith.isa import LoadSpace
 
 
+NO_COLLISIONS = {"no_rw_check": 1}
+"""Attribute of a memory for Yosys: what a read in the cycle of its write returns does not matter.
+Without it, registers and multiplexers are added to return the old row."""
+
+
 def parameter_bits(config: Config) -> int:
     """Address bits of the parameter memory as the vector unit reads it, V channels a line."""
     return bits_for_rows(config.parameter_rows * config.dim // config.lanes)
@@ -142,7 +147,10 @@ class ActivationMemory(wiring.Component):
         bits = bits_for_rows(config.activation_rows) - 1
         lanes = 2 * config.dim
         m.submodules.memory = memory = Memory(
-            shape=data.ArrayLayout(unsigned(8), lanes), depth=config.activation_rows // 2, init=[]
+            shape=data.ArrayLayout(unsigned(8), lanes),
+            depth=config.activation_rows // 2,
+            init=[],
+            attrs=NO_COLLISIONS,
         )
 
         m.submodules.writes = writes = SharedWritePort(bits, line(config), lanes)
@@ -223,7 +231,9 @@ class WeightMemory(wiring.Component):
         m = Module()
         config = self.config
         bits = bits_for_rows(config.weight_rows)
-        m.submodules.memory = memory = Memory(shape=row(config), depth=config.weight_rows, init=[])
+        m.submodules.memory = memory = Memory(
+            shape=row(config), depth=config.weight_rows, init=[], attrs=NO_COLLISIONS
+        )
         m.submodules.writes = writes = SharedWritePort(bits, row(config), config.dim)
         word, block = writes.writers
         connect(m, block, flipped(self.vector))
@@ -278,6 +288,7 @@ class ParameterMemory(wiring.Component):
             shape=data.ArrayLayout(unsigned(8 * config.dim), words),
             depth=config.parameter_rows * 8 // words,
             init=[],
+            attrs=NO_COLLISIONS,
         )
         write, read = memory.write_port(granularity=1), memory.read_port()
         for index in range(words):

@@ -1,0 +1,137 @@
+"""Bench of the whole machine: loads memory, starts, waits for an interrupt, reads everything.
+
+The top is `memory_systolith` (sim/machine_tb.py). Python wakes up for register accesses and
+interrupts only.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import cocotb
+from cocotb.triggers import FallingEdge, First, ReadOnly, RisingEdge, Timer
+from cocotb.utils import get_sim_time
+
+from systolith import registers
+from systolith.sim.memory import AxiMemory
+from systolith.sim.runner import arguments, progress, report, start
+
+PERIOD_NS = 10
+_IRQ_DONE, _IRQ_ERROR, _IRQ_MARK = 1, 2, 4
+
+
+class Registers:
+    """The machine's registers over AXI4-Lite, by name."""
+
+    def __init__(self, dut: Any) -> None:
+        self.dut = dut
+        for name in ("awvalid", "wvalid", "bready", "arvalid", "rready", "awprot", "arprot"):
+            self.port(name).value = 0
+
+    def port(self, name: str) -> Any:
+        return getattr(self.dut, f"s_axil_{name}")
+
+    async def _transfer(self, valid: str, ready: str) -> None:
+        """Returns after the clock edge at which both were high; called while the clock is low."""
+        driven, seen = (
+            (valid, ready) if valid in ("awvalid", "wvalid", "arvalid") else (ready, valid)
+        )
+        self.port(driven).value = 1
+        while True:
+            await ReadOnly()
+            taken = bool(self.port(seen).value)
+            await FallingEdge(self.dut.clk)
+            if taken:
+                break
+        self.port(driven).value = 0
+
+    async def write(self, name: str, value: int) -> None:
+        await FallingEdge(self.dut.clk)
+        self.port("awaddr").value = registers.BY_NAME[name].offset
+        self.port("wdata").value = value
+        self.port("wstrb").value = 15
+        address = cocotb.start_soon(self._transfer("awvalid", "awready"))
+        await self._transfer("wvalid", "wready")
+        await address
+        await self._transfer("bvalid", "bready")
+        assert int(self.port("bresp").value) == 0, f"write to {name} was refused"
+
+    async def _read(self, offset: int) -> int:
+        await FallingEdge(self.dut.clk)
+        self.port("araddr").value = offset
+        await self._transfer("arvalid", "arready")
+        driven = self.port("rready")
+        driven.value = 1
+        while True:
+            await ReadOnly()
+            if self.port("rvalid").value:
+                value = int(self.port("rdata").value)
+                response = int(self.port("rresp").value)
+                await FallingEdge(self.dut.clk)
+                driven.value = 0
+                assert response == 0, f"read at {offset:#x} was refused"
+                return value
+            await FallingEdge(self.dut.clk)
+
+    async def read(self, name: str) -> int:
+        register = registers.BY_NAME[name]
+        value = await self._read(register.offset)
+        if register.wide:
+            value |= await self._read(register.offset + 4) << 32
+        return value
+
+
+async def wait(dut: Any, control: Registers, marks: bool, max_cycles: int) -> None:
+    """Returns when the program has ended; passes marks on in the meantime."""
+    limit = get_sim_time("ns") + PERIOD_NS * max_cycles
+    while True:
+        left = limit - get_sim_time("ns")
+        assert left > 0, f"the program has not ended after {max_cycles} cycles"
+        if not dut.irq.value:
+            await First(RisingEdge(dut.irq), Timer(left, "ns"))
+        if not dut.irq.value:
+            continue
+        status = await control.read("STATUS")
+        await control.write("CONTROL", registers.CONTROL_IRQ_CLEAR)
+        if marks:
+            # Before the status is judged: the last mark comes with the end of the program.
+            progress({"mark": await control.read("MARK")})
+        if not status & registers.STATUS_BUSY:
+            return
+
+
+@cocotb.test()
+async def machine(dut: Any) -> None:
+    given = arguments()
+    memory = AxiMemory(dut)
+    memory.configure(**given["settings"])
+    control = Registers(dut)
+    await start(dut)
+    await memory.load(Path(given["image"]).read_bytes(), given["base"])
+    identification = await control.read("ID")
+    assert identification == registers.IDENTIFICATION, f"ID is {identification:#x}"
+    await control.write("BASE", given["base"])
+    await control.write("WATCHDOG", given["watchdog"])
+    enabled = _IRQ_DONE | _IRQ_ERROR | (_IRQ_MARK if given["marks"] else 0)
+    await control.write("IRQ_ENABLE", enabled)
+    begun, at = time.monotonic(), get_sim_time("ns")
+    await control.write("CONTROL", registers.CONTROL_START)
+    await wait(dut, control, given["marks"], given["max_cycles"])
+    seconds, simulated = time.monotonic() - begun, (get_sim_time("ns") - at) / PERIOD_NS
+
+    status = await control.read("STATUS")
+    values = {register.name: await control.read(register.name) for register in registers.REGISTERS}
+    Path(given["after"]).write_bytes(await memory.dump(given["base"], given["bytes"]))
+    progress({"after": str(Path(given["after"]).resolve())})
+    memory.check_protocol()
+    beats = memory.beats()
+    report(
+        {
+            "done": bool(status & registers.STATUS_DONE),
+            "registers": {name: values[name] for name in values},
+            "counters": {counter.name: values[counter.name] for counter in registers.COUNTERS},
+            "beats": list(beats),
+            "simulated": int(simulated),
+            "seconds": seconds,
+        }
+    )
