@@ -101,10 +101,11 @@ def _write_text(
 
 def _quantized(model: str, tokenizer: str | None, step) -> "tuple[Graph, Any]":
     from systolith.quant.export import quantize_checkpoint
+    from systolith.quant.tokenizer import Tokenizer
 
     quantized = quantize_checkpoint(model, tokenizer)
     step(f"quantized: int8 weights, {quantized.graph.bytes() / 1e3:.0f} kB of constants")
-    return quantized.graph, quantized.tokenizer
+    return quantized.graph, Tokenizer.from_bytes(quantized.tokenizer, model)
 
 
 def _report(result: "Generation", config: Config, clock: float) -> None:

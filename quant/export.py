@@ -29,8 +29,8 @@ Sequences = list[NDArray[np.int64]]
 
 def quantize_checkpoint(
     path: str | Path,
-    *,
     tokenizer: str | Path | Tokenizer | None = None,
+    *,
     recipe: Recipe | None = None,
     text: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
