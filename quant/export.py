@@ -2,11 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from systolith.artifact import Artifact
@@ -23,6 +25,8 @@ CALIBRATION_SEQUENCES = 8
 CALIBRATION_LENGTH = 256
 CALIBRATION_SEED = 1000
 """Sequence i of the default calibration text is sampled with this seed + i."""
+SMALL = 10_000_000
+"""Parameters of a model below which a second thread gains nothing."""
 
 Sequences = list[NDArray[np.int64]]
 
@@ -43,14 +47,29 @@ def quantize_checkpoint(
     """
     progress("loading")
     model, vocabulary = load_model(path, tokenizer)
-    progress("calibrating")
-    sequences = sampled_text(model) if text is None else given_text(model, vocabulary, text)
-    progress("quantizing")
-    return make_artifact(quantize(model, sequences, recipe), vocabulary, model, {
+    with _few_threads(model):
+        progress("calibrating")
+        sequences = sampled_text(model) if text is None else given_text(model, vocabulary, text)
+        progress("quantizing")
+        quantized = quantize(model, sequences, recipe)
+    return make_artifact(quantized, vocabulary, model, {
         "checkpoint": "bundled" if str(path) == "bundled" else Path(path).name,
         "calibration": "sampled from the model" if text is None else "given text",
         "calibration_tokens": sum(map(len, sequences)),
     })
+
+
+@contextmanager
+def _few_threads(model: Llama) -> Iterator[None]:
+    """One thread for a small model: on a busy machine its threads would wait for each other, and
+    calibration would take minutes instead of seconds."""
+    threads = torch.get_num_threads()
+    if sum(weight.numel() for weight in model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_artifact(
