@@ -38,7 +38,7 @@ class InverseDeviation(wiring.Component):
     inverse : out, unsigned 17
         Mantissa of the reciprocal root.
     shift : out, unsigned 5
-        Right shift, less 1, of a product with the mantissa that leaves 15 fraction bits (0 to 27).
+        Right shift, less 2, of a product with the mantissa that leaves 15 fraction bits (0 to 27).
     """
 
     LATENCY = 11 + PiecewiseLinear.LATENCY

@@ -31,7 +31,7 @@ class Normalise(wiring.Component):
     count : in, unsigned ``count_bits``; total : in, signed ``total_bits``
         Features of the row; their sum, or 0 for RMSNorm.
     inverse : in, unsigned 17; shift : in, unsigned 5
-        Mantissa of the reciprocal root, and the right shift of the product less 1 (0 to 27).
+        Mantissa of the reciprocal root, and the right shift of the product less 2 (0 to 27).
     z : out, signed 24
     """
 

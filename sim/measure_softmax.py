@@ -27,8 +27,8 @@ def measure_softmax(
 
     Returns `cycles` (first beat in to last beat out, both included), `latency` (first beat in to
     first beat out), `elements_per_cycle` (elements / cycles), `max_error_lsb` (of the output,
-    against float64), `row_sum_error` (largest distance of a row's sum from 1) and `bit_exact` (against
-    golden.softmax). `wide`: 16-bit results, otherwise 8-bit.
+    against float64), `row_sum_error` (largest distance of a row's sum from 1) and `bit_exact`
+    (against golden.softmax). `wide`: 16-bit results, otherwise 8-bit.
     """
     from systolith.hdl.softmax import Softmax
     from systolith.hdl.verilog import to_verilog

@@ -43,7 +43,7 @@ def test_constructor_checks_its_arguments(lanes: int, max_length: int, message: 
 
 
 @pytest.mark.parametrize(
-    "component", [Softmax(32, 64), Softmax(2, 4096), Exponential(), Probability(5)]
+    "component", [Softmax(16, 32), Softmax(2, 4096), Exponential(), Probability(5)]
 )
 def test_converts(component: object) -> None:
     assert "module unit" in to_verilog(component, "unit")
