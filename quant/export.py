@@ -15,8 +15,8 @@ from systolith.artifact import Artifact
 from systolith.forward import IntegerModel
 from systolith.graph import ArgMax
 from systolith.quant.checkpoint import load_model
-from systolith.quant.evaluate import float_logits, sample
-from systolith.quant.llama import Llama
+from systolith.quant.evaluate import float_logits
+from systolith.quant.llama import KVCache, Llama
 from systolith.quant.observe import trace
 from systolith.quant.quantize import QuantizedModel, QuantizeError, Recipe, quantize
 from systolith.quant.tokenizer import BOS, Tokenizer
@@ -24,7 +24,7 @@ from systolith.quant.tokenizer import BOS, Tokenizer
 CALIBRATION_SEQUENCES = 8
 CALIBRATION_LENGTH = 256
 CALIBRATION_SEED = 1000
-"""Sequence i of the default calibration text is sampled with this seed + i."""
+"""Of the default calibration text."""
 SMALL = 10_000_000
 """Parameters of a model below which a second thread gains nothing."""
 
@@ -88,10 +88,22 @@ def model_hash(model: Llama) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
 def sampled_text(model: Llama) -> Sequences:
-    """Text that the model writes itself: it needs no data and suits every language model."""
-    length = min(CALIBRATION_LENGTH, model.config.max_seq_len)
-    return [sample(model, length, CALIBRATION_SEED + i) for i in range(CALIBRATION_SEQUENCES)]
+    """Text that the model writes itself: it needs no data and suits every language model.
+
+    Unlike `evaluate.sample`, all sequences grow together.
+    """
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    cache = KVCache()
+    tokens = np.full((CALIBRATION_SEQUENCES, 1), BOS, dtype=np.int64)
+    while tokens.shape[1] < min(CALIBRATION_LENGTH, model.config.max_seq_len):
+        logits = model(torch.from_numpy(tokens[:, -1:]), cache)[:, -1].double()
+        cumulative = logits.softmax(dim=1).cumsum(dim=1).numpy()
+        drawn = rng.random((CALIBRATION_SEQUENCES, 1)) * cumulative[:, -1:]
+        following = np.minimum((cumulative <= drawn).sum(axis=1), cumulative.shape[1] - 1)
+        tokens = np.column_stack((tokens, following))
+    return list(tokens)
 
 
 def given_text(model: Llama, tokenizer: Tokenizer, text: str) -> Sequences:
