@@ -9,7 +9,7 @@ from systolith.hdl.layouts import PARAMETER, ReadPort, bits_for_rows
 
 
 class FetchParameters(wiring.Component):
-    """Streams the parameters of the channels of a row, V a beat, again and again.
+    """Streams the parameters of the channels of a row, V a beat, once for each row.
 
     The first beat is offered two cycles after ``start``, then one every cycle: the memory is asked
     anew in each cycle for what will be offered in the next one, so nothing is buffered.
@@ -17,12 +17,13 @@ class FetchParameters(wiring.Component):
     Members
     -------
     o : out, stream of V ``PARAMETER``
-        Never ends; a ``start`` withdraws what is offered.
+        D / V beats for each block.
     memory : read port of lines of V channels, never waits
     start : in, 1
-        Takes the inputs below; the next beat is the first one of a row.
+        Takes the inputs below; only when the beats of the previous start have been taken.
     base : in, unsigned 16
         First parameter row, of D channels.
+    rows : in, unsigned 12
     blocks : in, unsigned 12
         Blocks in a row.
     uniform : in, 1
@@ -39,6 +40,7 @@ class FetchParameters(wiring.Component):
                 "memory": Out(ReadPort(bits_for_rows(lines), shape)),
                 "start": In(1),
                 "base": In(16),
+                "rows": In(12),
                 "blocks": In(12),
                 "uniform": In(1),
             }
@@ -47,36 +49,46 @@ class FetchParameters(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         bits = len(self.memory.addr)
-        first = Signal(bits)
-        row_beats = Signal(12 + bits_for_rows(self.beats))
-        address, ahead = Signal(bits), Signal(bits)
-        left = Signal.like(row_beats)
-        loaded = Signal()
+        beat_bits = 12 + bits_for_rows(self.beats)
+        first, address, ahead = Signal(bits), Signal(bits), Signal(bits)
+        row_beats, beats_left, period, period_left = (Signal(beat_bits) for _ in range(4))
+        rows_left = Signal(12)
+        active, row_ends, wraps, goes = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            ahead.eq(Mux(left == 1, first, address + 1)),
-            self.memory.addr.eq(Mux(self.o.valid & self.o.ready, ahead, address)),
-            self.memory.en.eq(loaded),
+            goes.eq(self.o.valid & self.o.ready),
+            row_ends.eq(beats_left == 1),
+            wraps.eq(period_left == 1),
+            ahead.eq(Mux(wraps, first, address + 1)),
+            self.memory.addr.eq(Mux(goes, ahead, address)),
+            self.memory.en.eq(active),
             Value.cast(self.o.payload).eq(Value.cast(self.memory.data)),
         ]
-        new_base, new_beats = Signal(bits), Signal.like(row_beats)
+        new_first, new_beats, new_period = Signal(bits), Signal(beat_bits), Signal(beat_bits)
         m.d.comb += [
-            new_base.eq(self.base * self.beats),
-            new_beats.eq(Mux(self.uniform, self.beats, self.blocks * self.beats)),
+            new_first.eq(self.base * self.beats),
+            new_beats.eq(self.blocks * self.beats),
+            new_period.eq(Mux(self.uniform, self.beats, new_beats)),
         ]
         with m.If(self.start):
             m.d.sync += [
-                first.eq(new_base),
+                first.eq(new_first),
+                address.eq(new_first),
                 row_beats.eq(new_beats),
-                address.eq(new_base),
-                left.eq(new_beats),
-                loaded.eq(1),
-                self.o.valid.eq(0),
+                beats_left.eq(new_beats),
+                period.eq(new_period),
+                period_left.eq(new_period),
+                rows_left.eq(self.rows),
+                active.eq(1),
             ]
         with m.Else():
-            m.d.sync += self.o.valid.eq(loaded)
-            with m.If(self.o.valid & self.o.ready):
+            m.d.sync += self.o.valid.eq(active)
+            with m.If(goes):
                 m.d.sync += [
                     address.eq(ahead),
-                    left.eq(Mux(left == 1, row_beats, left - 1)),
+                    period_left.eq(Mux(wraps, period, period_left - 1)),
+                    beats_left.eq(Mux(row_ends, row_beats, beats_left - 1)),
+                    rows_left.eq(rows_left - row_ends),
                 ]
+                with m.If(row_ends & (rows_left == 1)):
+                    m.d.sync += [active.eq(0), self.o.valid.eq(0)]
         return m

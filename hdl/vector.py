@@ -15,9 +15,17 @@ from systolith.hdl.alu import OPERATION, Alu
 from systolith.hdl.argmax import ArgMax
 from systolith.hdl.fetch_parameters import FetchParameters
 from systolith.hdl.layouts import UnitSignature, operand
+from systolith.hdl.norm import ROW as NORM_ROW
+from systolith.hdl.norm import Norm
 from systolith.hdl.row_walk import WALK
+from systolith.hdl.softmax import ROW as SOFTMAX_ROW
+from systolith.hdl.softmax import Softmax
 from systolith.hdl.vector_read import SOURCES, VectorRead
+from systolith.hdl.vector_rows import VectorRows
 from systolith.hdl.vector_write import DESTINATION, VectorWrite
+
+KINDS = data.StructLayout({"vector": 1, "softmax": 1, "norm": 1})
+"""Which instruction it is."""
 
 
 def _walk(m: Module, command: data.View, name: str, step: Value, period: Value) -> data.View:
@@ -90,27 +98,52 @@ class VectorUnit(wiring.Component):
         connect(m, write.weight, flipped(self.weight_write))
         connect(m, flipped(self.table_write), alu.table_write)
 
+        m.submodules.softmax = softmax = Softmax(self.config.lanes, self.config.max_length)
+        m.submodules.norm = norm = Norm(self.config.lanes, self.config.max_features)
+
         start, running = Signal(), Signal()
-        command = self.commands.payload
-        kinds = {name: Signal(name=f"is_{name}") for name in ("vector",)}
-        for name, kind in kinds.items():
-            m.d.comb += kind.eq(command.opcode == isa.BY_NAME[name].code)
-        self._start_read(m, start, kinds["vector"])
+        kinds = Signal(KINDS)
+        for name in KINDS.members:
+            m.d.comb += kinds[name].eq(self.commands.payload.opcode == isa.BY_NAME[name].code)
+        self._start_read(m, start, kinds)
         self._start_write(m, start)
-        operation = self._operation(m, start, kinds["vector"])
+        operation = self._operation(m, start)
+        self._start_rows(m, start, kinds, softmax, norm)
         m.d.comb += alu.operation.eq(operation)
 
-        m.d.comb += [
-            read.o.ready.eq(alu.i.ready & parameters.o.valid),
-            parameters.o.ready.eq(alu.i.ready & read.o.valid),
-            alu.i.valid.eq(read.o.valid & parameters.o.valid),
-            Value.cast(alu.i.payload.parameters).eq(Value.cast(parameters.o.payload)),
-        ]
+        # One instruction at a time, so that beats go where the instruction says.
+        kind = Signal(KINDS)
+        with m.If(start):
+            m.d.sync += kind.eq(kinds)
         for name in ("a", "b", "b2"):
             m.d.comb += Value.cast(alu.i.payload[name]).eq(Value.cast(read.o.payload[name]))
-        connect(m, alu.o, write.i)
+        for lane, value in enumerate(read.o.payload.a):
+            m.d.comb += [
+                softmax.i.payload[lane].eq(value),
+                norm.i.payload[lane].eq(value[:16].as_signed()),
+            ]
+        for sink in (alu.i.payload.parameters, norm.params.payload):
+            m.d.comb += Value.cast(sink).eq(Value.cast(parameters.o.payload))
+        with m.If(kind.softmax):
+            m.d.comb += [softmax.i.valid.eq(read.o.valid), read.o.ready.eq(softmax.i.ready)]
+            self._write_from(m, softmax)
+        with m.Elif(kind.norm):
+            m.d.comb += [
+                norm.i.valid.eq(read.o.valid),
+                read.o.ready.eq(norm.i.ready),
+                norm.params.valid.eq(parameters.o.valid),
+                parameters.o.ready.eq(norm.params.ready),
+            ]
+            self._write_from(m, norm)
+        with m.Else():
+            m.d.comb += [
+                alu.i.valid.eq(read.o.valid & parameters.o.valid),
+                read.o.ready.eq(alu.i.ready & parameters.o.valid),
+                parameters.o.ready.eq(alu.i.ready & read.o.valid),
+            ]
+            self._write_from(m, alu)
 
-        comparing = self._compare(m, start, kinds["vector"], operation)
+        comparing = self._compare(m, start, kinds, operation)
         m.d.comb += [
             self.done.eq(running & write.finished & ~comparing),
             self.busy.eq(running),
@@ -123,7 +156,14 @@ class VectorUnit(wiring.Component):
             m.d.sync += running.eq(0)
         return m
 
-    def _start_read(self, m: Module, start: Signal, is_vector: Signal) -> None:
+    def _write_from(self, m: Module, source: Alu | Softmax | Norm) -> None:
+        m.d.comb += [
+            self.write.i.valid.eq(source.o.valid),
+            source.o.ready.eq(self.write.i.ready),
+            Value.cast(self.write.i.payload).eq(Value.cast(source.o.payload)),
+        ]
+
+    def _start_read(self, m: Module, start: Signal, kinds: data.View) -> None:
         command = self.commands.payload
 
         def field(name: str) -> Value:
@@ -139,16 +179,21 @@ class VectorUnit(wiring.Component):
             b_step.eq(Mux(rope, 4, Mux(field("b_wide"), 2, 1))),
             sources.a.eq(_walk(m, command, "a", Mux(a_wide, 2, 1), 0)),
             sources.b.eq(_walk(m, command, "b", b_step, field("b_period"))),
-            sources.b_used.eq(is_vector & (field("combine") != isa.Combine.NONE)),
+            sources.b_used.eq(kinds.vector & (field("combine") != isa.Combine.NONE)),
             sources.b_wide.eq(field("b_wide")),
-            sources.b_pair.eq(is_vector & rope),
+            sources.b_pair.eq(kinds.vector & rope),
             self.read.sources.eq(sources),
             self.read.start.eq(start),
-            self.parameters.start.eq(start),
+            self.parameters.start.eq(start & ~kinds.softmax),
             self.parameters.base.eq(field("param")),
+            self.parameters.rows.eq(field("rows")),
             self.parameters.blocks.eq(field("blocks")),
-            self.parameters.uniform.eq(is_vector & field("uniform")),
+            self.parameters.uniform.eq(kinds.vector & field("uniform")),
         ]
+        with m.If(kinds.softmax):
+            m.d.comb += sources.format.eq(isa.Format.ACC32)
+        with m.Elif(kinds.norm):
+            m.d.comb += sources.format.eq(isa.Format.INT16)
 
     def _start_write(self, m: Module, start: Signal) -> None:
         command = self.commands.payload
@@ -162,7 +207,7 @@ class VectorUnit(wiring.Component):
             self.write.start.eq(start),
         ]
 
-    def _operation(self, m: Module, start: Signal, is_vector: Signal) -> data.View:
+    def _operation(self, m: Module, start: Signal) -> data.View:
         """What the ALU does, for as long as the instruction runs."""
         command = self.commands.payload
         operation = Signal(OPERATION)
@@ -175,10 +220,47 @@ class VectorUnit(wiring.Component):
             ]
         return operation
 
+    def _start_rows(
+        self, m: Module, start: Signal, kinds: data.View, softmax: Softmax, norm: Norm
+    ) -> None:
+        """The row descriptors of softmax and norm."""
+        command = self.commands.payload
+        m.submodules.rows = rows = VectorRows()
+        m.d.comb += [
+            rows.start.eq(start & (kinds.softmax | kinds.norm)),
+            rows.rows.rows.eq(operand(command, "vector", "rows")),
+            rows.rows.value.eq(operand(command, "softmax", "limit")),  # or the length of a norm
+            rows.rows.step.eq(Mux(kinds.norm, 0, operand(command, "softmax", "limit_step"))),
+            rows.rows.group.eq(operand(command, "softmax", "limit_rows")),
+        ]
+        beats = self.config.dim // self.config.lanes
+        is_norm = Signal()
+        with m.If(start):
+            m.d.sync += is_norm.eq(kinds.norm)
+        m.d.comb += rows.o.ready.eq(Mux(is_norm, norm.rows.ready, softmax.rows.ready))
+        for unit, layout, opcode, value in (
+            (softmax, SOFTMAX_ROW, "softmax", "limit"),
+            (norm, NORM_ROW, "norm", "length"),
+        ):
+            row = Signal(layout, name=f"{opcode}_row")
+            with m.If(start):
+                m.d.sync += [
+                    row.beats.eq(operand(command, opcode, "blocks") * beats),
+                    row.wide.eq(operand(command, opcode, "d_wide")),
+                ]
+                for name in layout.members:
+                    if name not in ("beats", "wide", value):
+                        m.d.sync += row[name].eq(operand(command, opcode, name))
+            m.d.comb += [
+                unit.rows.valid.eq(rows.o.valid & (is_norm == (unit is norm))),
+                unit.rows.payload.eq(row),
+                unit.rows.payload[value].eq(rows.o.payload),
+            ]
+
     def _compare(
-        self, m: Module, start: Signal, is_vector: Signal, operation: data.View
+        self, m: Module, start: Signal, kinds: data.View, operation: data.View
     ) -> Signal:
-        """The running maximum of what the ALU hands to the writer; returns when it is not done."""
+        """The running maximum of what the ALU hands to the writer; high while it is not final."""
         command, out = self.commands.payload, self.alu.o
         beats = self.config.dim // self.config.lanes
         beat_bits = 12 + (beats - 1).bit_length()
@@ -187,7 +269,7 @@ class VectorUnit(wiring.Component):
         row_beats = Signal(beat_bits)
         with m.If(start):
             m.d.sync += [
-                wanted.eq(is_vector & operand(command, "vector", "argmax")),
+                wanted.eq(kinds.vector & operand(command, "vector", "argmax")),
                 row_beats.eq(operand(command, "vector", "blocks") * beats),
             ]
         forget = operand(command, "vector", "argmax") & operand(command, "vector", "restart")
@@ -195,7 +277,7 @@ class VectorUnit(wiring.Component):
             Value.cast(argmax.values).eq(Value.cast(out.payload)),
             argmax.valid.eq(out.valid & out.ready & wanted),
             argmax.start.eq(start),
-            argmax.forget.eq(start & is_vector & forget),
+            argmax.forget.eq(start & kinds.vector & forget),
             argmax.beats.eq(row_beats),
             argmax.count.eq(operation.mult_a),  # the same bits of the instruction
             argmax.first.eq(operation.mult_b),

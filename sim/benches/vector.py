@@ -11,7 +11,7 @@ from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.triggers import FallingEdge, RisingEdge
+from cocotb.triggers import RisingEdge
 
 from systolith.config import Config
 from systolith.isa import Instruction, LoadSpace, decode, encode
@@ -34,9 +34,9 @@ class Driver:
         self.executed = 0
         for name in ("commands__valid", "writes__valid", "acc_write__en", "go"):
             getattr(dut, name).value = 0
+        for name in ("activation__en", "weight__en"):
+            getattr(dut, name).value = 0
         dut.acc_write__mask.value = 1
-        dut.activation__en.value = 1
-        dut.weight__en.value = 1
         self.wait([0, 0, 0, 0])
 
     def wait(self, probabilities: list[int]) -> None:
@@ -70,14 +70,13 @@ class Driver:
         """The rows of a local memory as bytes."""
         dut, found = self.dut, []
         address, data = getattr(dut, f"{port}__addr"), getattr(dut, f"{port}__data")
+        getattr(dut, f"{port}__en").value = 1
         for index in range(rows + 1):
-            address.value = min(index, rows - 1)
-            await FallingEdge(dut.clk)
+            address.value = index % rows
             await RisingEdge(dut.clk)
-            await FallingEdge(dut.clk)
-            if index < rows:
+            if index > 0:  # what was before the edge
                 found.append(int(data.value).to_bytes(self.config.dim, "little"))
-            await RisingEdge(dut.clk)
+        getattr(dut, f"{port}__en").value = 0
         return np.frombuffer(b"".join(found), np.uint8).reshape(rows, -1)
 
     async def run(self, program: list[Instruction]) -> None:

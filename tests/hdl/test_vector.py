@@ -1,20 +1,26 @@
+# amaranth: UnusedElaboratable=no
 """The vector unit: random programs against the golden machine, cycles, conversion."""
+
+from functools import cache
 
 import pytest
 
 from systolith.config import Config
+from systolith.hdl.combine import CombineLane
+from systolith.hdl.function_table import FunctionTable
+from systolith.hdl.requant import Requantize
+from systolith.hdl.vector import VectorUnit
 from systolith.hdl.verilog import to_verilog
 from systolith.isa import Combine, Format, TableMode
 from systolith.sim import runner
+from systolith.sim.benches.vector_top import VectorTop
 from systolith.sim.build import Build, build
 
-OPS = ["vector", "vector", "vector"]
+OPS = ["vector", "vector", "vector", "softmax", "norm"]
 
 
-def made(dim: int, lanes: int, slots: int = 4) -> tuple[Config, Build]:
-    from systolith.sim.benches.vector_top import VectorTop
-
-    config = Config(
+def config(dim: int, lanes: int, slots: int = 4) -> Config:
+    return Config(
         dim=dim,
         lanes=lanes,
         bus_bytes=4,
@@ -26,18 +32,83 @@ def made(dim: int, lanes: int, slots: int = 4) -> tuple[Config, Build]:
         max_length=128,
         max_features=128,
     )
-    return config, build(to_verilog(VectorTop(config), "vector_top"), "vector_top")
+
+
+@cache
+def simulator(chosen: Config) -> Build:
+    return build(to_verilog(VectorTop(chosen), "vector_top"), "vector_top")
 
 
 @pytest.mark.parametrize(
-    "dim, lanes, slots", [(4, 2, 4), (4, 4, 1), (8, 2, 2), (8, 4, 4), (16, 8, 8), (16, 2, 2)]
+    "dim, lanes, slots",
+    [
+        (4, 2, 4),
+        (8, 4, 4),
+        pytest.param(4, 4, 1, marks=pytest.mark.slow),
+        pytest.param(8, 2, 2, marks=pytest.mark.slow),
+        pytest.param(16, 8, 8, marks=pytest.mark.slow),
+        pytest.param(16, 2, 2, marks=pytest.mark.slow),
+        pytest.param(32, 8, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_random_programs(dim: int, lanes: int, slots: int) -> None:
-    config, simulator = made(dim, lanes, slots)
+    chosen = config(dim, lanes, slots)
     seed = 100 * dim + lanes
     print("seed", seed)
-    given = {"config": config.to_json(), "mode": "random", "programs": 60, "longest": 5, "ops": OPS}
-    drawn = runner.run(simulator, "vector", given, seed=seed)["drawn"]
+    given = {"config": chosen.to_json(), "mode": "random"}
+    given |= {"programs": 80, "longest": 5, "ops": OPS}
+    drawn = runner.run(simulator(chosen), "vector", given, seed=seed)["drawn"]
+    assert all(drawn.get(name, 0) >= 20 for name in OPS), drawn
     assert all(drawn.get(f"combine {mode}", 0) >= 10 for mode in map(int, Combine)), drawn
     assert all(drawn.get(f"table {mode}", 0) >= 10 for mode in map(int, TableMode)), drawn
     assert all(drawn.get(f"format {mode}", 0) >= 10 for mode in map(int, Format)), drawn
+
+
+SCALE, TABLE, ADD = Requantize.LATENCY, FunctionTable.LATENCY, CombineLane.LATENCY
+MULTIPLY = CombineLane.LATENCY_MULTIPLY
+B = {"b": 200, "b_wide": 1, "b_period": 2, "mult_a": 300, "mult_b": 400, "shift": 9}
+
+# Fields, latency of the ALU, reads of the activation memory a block.
+CASES = [
+    ({"a_format": Format.ACC32}, SCALE, 0),
+    ({"a_format": Format.ACC32, "scale": 1}, SCALE, 0),
+    ({"a_format": Format.INT16}, 0, 1),
+    ({"a_format": Format.INT8, "table": TableMode.EXACT}, TABLE, 1),
+    ({"scale": 1, "table": TableMode.INTERPOLATE, "d_weight": 1}, SCALE + TABLE, 0),
+    ({"scale": 1, "combine": Combine.ADD, **B}, SCALE + ADD, 1),
+    ({"a_format": Format.INT16, "combine": Combine.ADD, "d_wide": 1, **B}, ADD, 2),
+    (
+        {"scale": 1, "table": TableMode.INTERPOLATE, "combine": Combine.MULTIPLY, **B},
+        SCALE + TABLE + MULTIPLY,
+        1,
+    ),
+    ({"scale": 1, "combine": Combine.ROPE, **B}, SCALE + ADD, 2),
+    ({"a_format": Format.INT16, "combine": Combine.ROPE, **B}, ADD, 3),
+]
+
+
+@pytest.mark.parametrize("dim, lanes", [(8, 4), pytest.param(4, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows, blocks", [(1, 4), (12, 5)])
+def test_cycles(dim: int, lanes: int, rows: int, blocks: int) -> None:
+    """A beat every cycle, or a read of the activation memory: to the cycle, as documented."""
+    chosen = config(dim, lanes)
+    shape = {"rows": rows, "blocks": blocks, "a": 2, "d_stride": 0, "d": 100}
+    program = [{**shape, "a_stride": blocks, **fields} for fields, _, _ in CASES]
+    for fields in program:
+        if fields.get("a_format") == Format.INT16:
+            fields["a_stride"] = 0
+    given = {"config": chosen.to_json(), "mode": "speed"}
+    given |= {"program": [{name: int(v) for name, v in fields.items()} for fields in program]}
+    cycles = runner.run(simulator(chosen), "vector", given, seed=1)["cycles"]
+    print(cycles)
+    for (fields, latency, reads), found in zip(CASES, cycles, strict=True):
+        beats = dim // lanes
+        first = 3 + max(reads - 1, 0)
+        expected = first + latency + (rows * blocks - 1) * max(beats, reads) + beats + 1
+        assert found == expected, f"{fields}: {found} cycles, expected {expected}"
+
+
+def test_converts() -> None:
+    text = to_verilog(VectorUnit(config(4, 2)), "vector")
+    assert "module vector" in text
+    assert "commands__payload" in text
