@@ -28,12 +28,11 @@ from systolith.hdl.weight_loader import WeightLoader
 class MatmulUnit(wiring.Component):
     """Executes ``matmul`` instructions; ``golden.matmul`` of what the memories hold, bit for bit.
 
-    A tile takes exactly ``max(passes * max(rows, 4), D)`` cycles, a pass being one plane of the
-    activations; no cycle is lost between tiles or between instructions that are offered in time
-    (lookahead: a command is accepted when the last tile of the one before begins to load). The
-    last accumulator write comes ``OVERHEAD + 2 D`` cycles after the last row was due at the
-    earliest, so a single instruction of T tiles takes ``T * max(M, D) + 2 D + 6`` cycles from the
-    transfer of its command to its ``done`` (M at least D, one pass).
+    A tile takes exactly ``max(P, D)`` cycles, where P = passes * max(rows, 4) and a pass is one
+    plane of the activations; no cycle is lost between tiles, nor between instructions: a command is
+    accepted when the last tile of the one before begins to load. From the transfer of its command
+    to its ``done`` a single instruction of T tiles takes ``(T - 1) * max(P, D) + P + 2 D + 6``
+    cycles.
 
     Both memories must answer every read. Addresses wrap at the size of their memory. No instruction
     fails: ``error`` stays 0. Rows of the accumulator that a pass adds to must not have been written

@@ -63,8 +63,9 @@ class RowStreamer(wiring.Component):
         coming = self.loaded.payload
         address, second = Signal.like(tile.act), Signal.like(tile.act)
         acc = Signal.like(tile.acc)
-        plane, left, pass_last, step = Signal(), Signal(16), Signal(), Signal(2)
-        short = Signal()  # fewer rows than MINIMUM_PASS
+        plane, left, pass_last = Signal(), Signal(16), Signal()
+        # A pass of fewer rows than MINIMUM_PASS; its four cycles bring the step back to 0.
+        short, step = Signal(), Signal(2)
 
         def cycles(rows: Value) -> Value:
             """The larger of the rows and MINIMUM_PASS = 4."""
@@ -91,7 +92,6 @@ class RowStreamer(wiring.Component):
                 self.active.eq(~tile_end),
                 left.eq(cycles(tile.rows)),
                 pass_last.eq(0),
-                step.eq(0),
                 plane.eq(1),
                 address.eq(second),
                 acc.eq(tile.acc),

@@ -44,7 +44,7 @@ class WeightLoader(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        active, left, columns = Signal(), Signal(self.index.shape()), Signal()
+        active, left = Signal(), Signal(self.index.shape())
         address = Signal.like(self.weight.addr)
         last = Signal()
         m.d.comb += [
@@ -57,7 +57,7 @@ class WeightLoader(wiring.Component):
         m.d.sync += [
             self.load.eq(active),
             self.index.eq(~left),
-            self.columns.eq(columns),
+            self.columns.eq(self.loaded.payload.columns),
             address.eq(address + 1),
             left.eq(left - 1),
         ]
@@ -67,7 +67,6 @@ class WeightLoader(wiring.Component):
             m.d.sync += [
                 active.eq(1),
                 left.eq(~0),
-                columns.eq(self.tiles.payload.columns),
                 address.eq(self.tiles.payload.weight),
                 self.loaded.payload.eq(self.tiles.payload),
                 self.loaded.valid.eq(1),

@@ -57,7 +57,7 @@ async def matmul(dut: Any) -> None:
         dut.hammer.value = program["hammer"]
         dut.run.value = 1
         await with_timeout(RisingEdge(dut.finished), LIMIT_US, "us")
-        counters = ("accepted", "written", "rows", "waited", "writes", "refused")
+        counters = ("accepted", "written", "rows", "waited", "writes", "refused", "worked")
         results[name] = {port: int(getattr(dut, port).value) for port in counters}
         assert int(dut.busy.value) == 0, f"{name}: busy after the last done"
         done = []

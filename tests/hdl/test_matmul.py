@@ -37,6 +37,7 @@ CONFIGS = {
 QUEUE_ROWS = 64
 GAP_BITS = 16
 QUEUE_BYTES = (COMMAND.size + GAP_BITS) // 8
+COUNTERS = ("accepted", "written", "rows", "waited", "writes", "refused", "worked")
 LOG = data.StructLayout({"cycle": 32, "writes": 32})
 
 
@@ -60,10 +61,7 @@ class MatmulTop(wiring.Component):
                 "hammer": In(1),
                 "finished": Out(1),
                 "busy": Out(1),
-                **{
-                    name: Out(32)
-                    for name in ("accepted", "written", "rows", "waited", "writes", "refused")
-                },
+                **dict.fromkeys(COUNTERS, Out(32)),
             }
         )
 
@@ -134,7 +132,8 @@ class MatmulTop(wiring.Component):
         ]
         with m.If(~self.run):
             m.d.sync += [index.eq(0), finished.eq(0), now.eq(0)]
-            m.d.sync += [x.eq(0) for x in (self.rows, self.waited, self.writes, self.refused)]
+            for counter in (self.rows, self.waited, self.writes, self.refused, self.worked):
+                m.d.sync += counter.eq(0)
         with m.Else():
             m.d.sync += [
                 now.eq(now + 1),
@@ -143,6 +142,7 @@ class MatmulTop(wiring.Component):
                 self.writes.eq(writes),
                 self.rows.eq(self.rows + unit.streaming),
                 self.waited.eq(self.waited + unit.waiting),
+                self.worked.eq(self.worked + unit.busy),
                 self.refused.eq(self.refused + (self.hammer & ~unit.read.ready)),
             ]
             with m.If(transfer & (index == 0)):
@@ -339,6 +339,7 @@ def test_a_gemm_takes_the_cycles_of_its_tiles(tmp_path, seed):
         print(f"{m} x {k} x {n}: {cycles} cycles, bound {bound}")
         assert cycles <= bound + 80, f"{m} x {k} x {n}"
         assert got["done"] - got["accepted"] == bound + 38 - max(16 - max(m, 4), 0)
+        assert got["worked"] == got["done"] - got["accepted"]
         # Only the first tile, or tiles with fewer rows than they have weights, wait for weights.
         assert m < 16 or got["waited"] == 2
 
