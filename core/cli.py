@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,17 @@ from systolith.errors import UserError
 
 if TYPE_CHECKING:
     from systolith.graph import Graph
+    from systolith.quant.tokenizer import Tokenizer
     from systolith.sim.generate import Generation
 
 CLOCK_MHZ = 100.0
 DEMO_PROMPT = "The with statement"
 DEMO_TOKENS = 48
+SUFFIX = ".slq"
+"""Of quantized-model files."""
+
+Step = Callable[[str], None]
+"""Told what happens, one phrase at a time."""
 
 
 class _Group(click.Group):
@@ -48,6 +54,16 @@ def _config_option(default: str):
     )
 
 
+def _steps() -> Step:
+    """Prints phrases with the time since now."""
+    started = time.monotonic()
+
+    def step(text: str) -> None:
+        click.secho(f"[{time.monotonic() - started:6.1f} s] {text}", dim=True, err=True)
+
+    return step
+
+
 # Text ------------------------------------------------------------------------------------------
 
 
@@ -61,12 +77,7 @@ def _write_text(
     clock: float,
 ) -> None:
     """Loads, quantizes, compiles, writes text and reports; everything on the terminal."""
-    started = time.monotonic()
-
-    def step(text: str) -> None:
-        click.secho(f"[{time.monotonic() - started:6.1f} s] {text}", dim=True, err=True)
-
-    step(f"loading {model}")
+    step = _steps()
     graph, vocabulary = _quantized(model, tokenizer, step)
     from systolith.sim.generate import check_length, generate
 
@@ -99,13 +110,19 @@ def _write_text(
         _report(result, config, clock)
 
 
-def _quantized(model: str, tokenizer: str | None, step) -> "tuple[Graph, Any]":
+def _quantized(model: str, tokenizer: str | None, step: Step) -> "tuple[Graph, Tokenizer]":
+    """The integer graph and the vocabulary of a checkpoint, or of a quantized-model file."""
+    from systolith.artifact import Artifact
     from systolith.quant.export import quantize_checkpoint
     from systolith.quant.tokenizer import Tokenizer
 
-    quantized = quantize_checkpoint(model, tokenizer)
-    step(f"quantized: int8 weights, {quantized.graph.bytes() / 1e3:.0f} kB of constants")
-    return quantized.graph, Tokenizer.from_bytes(quantized.tokenizer, model)
+    if model.endswith(SUFFIX):
+        artifact = Artifact.load(Path(model))
+    else:
+        artifact = quantize_checkpoint(model, tokenizer=tokenizer, progress=step)
+    graph = artifact.graph
+    step(f"quantized: int8 weights, {graph.bytes() / 1e3:.0f} kB of constants")
+    return graph, Tokenizer.from_bytes(artifact.tokenizer, model, graph.vocabulary)
 
 
 def _report(result: "Generation", config: Config, clock: float) -> None:
@@ -169,6 +186,43 @@ def demo(config_name: str) -> None:
     """The bundled language model writes on the RTL (`make sim`)."""
     config = load_config(config_name)
     _write_text("bundled", None, DEMO_PROMPT, DEMO_TOKENS, "rtl", config, CLOCK_MHZ)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .slq file.")
+def quantize(model: str, tokenizer: str | None, output: Path) -> None:
+    """Quantize a checkpoint to a file that `generate --model` reads."""
+    if output.suffix != SUFFIX:
+        raise UserError(f"The output must end with {SUFFIX}, not {output.name!r}")
+    from systolith.quant.export import quantize_checkpoint
+
+    step = _steps()
+    quantize_checkpoint(model, tokenizer=tokenizer, progress=step).save(output)
+    click.echo(output)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@_config_option("bench")
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="Program file.")
+@click.option("--listing", is_flag=True, help="Print the instructions.")
+def compile(
+    model: str, tokenizer: str | None, config_name: str, output: Path, listing: bool
+) -> None:
+    """Compile a checkpoint or quantized model to a program image."""
+    config = load_config(config_name)
+    from systolith import isa
+    from systolith.compiler.decoder import compile_decoder
+
+    graph, _ = _quantized(model, tokenizer, _steps())
+    program = compile_decoder(graph, config)
+    program.save(output)
+    if listing:
+        click.echo(isa.listing(program.code()))
+    click.echo(f"{output}: {program.instructions} instructions, {len(program.image)} bytes")
 
 
 # Hardware --------------------------------------------------------------------------------------

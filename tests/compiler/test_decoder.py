@@ -41,7 +41,7 @@ def random_graph(seed: int, *, heads=4, kv_heads=2, head_dim=8, hidden=20, layer
         )
     ).eval()
     rng = np.random.default_rng(seed)
-    return quantize(model, [rng.integers(0, 37, context) for _ in range(2)])
+    return quantize(model, [rng.integers(0, 37, context) for _ in range(2)]).graph
 
 
 def reference(graph, prompt, total):
