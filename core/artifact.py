@@ -22,6 +22,8 @@ from systolith.errors import UserError
 from systolith.graph import KINDS, Graph, GraphError, Node, Tensor
 
 FORMAT = "systolith-model"
+"""Key of the manifest in the file's metadata. The only one: safetensors writes several in an
+arbitrary order, and the same model has to give the same bytes."""
 VERSION = 1
 PREFIX = "graph."
 TOKENIZER = "tokenizer"
@@ -30,6 +32,10 @@ _NUMBERS = ("context", "vocabulary", "bos", "eos")
 
 class ArtifactError(UserError):
     """A quantized-model file that cannot be used."""
+
+
+class _TooNew(ArtifactError):
+    """A file of a later version, which is not to be judged by this version's rules."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ class Artifact:
         """Writes the file atomically: whoever looks sees the old file, the new one, or none."""
         arrays = {PREFIX + name: value for name, value in self.graph.constants.items()}
         arrays[TOKENIZER] = np.frombuffer(self.tokenizer, dtype=np.uint8)
+        arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
         manifest = {
+            "version": VERSION,
             "nodes": [{"kind": type(node).__name__} | asdict(node) for node in self.graph.nodes],
             "tensors": [asdict(tensor) for tensor in self.graph.tensors.values()],
             "logits": self.graph.logits,
@@ -61,11 +69,7 @@ class Artifact:
             "checksum": _checksum(arrays),
             "metadata": self.metadata,
         }
-        header = {
-            "format": FORMAT,
-            "version": str(VERSION),
-            "manifest": json.dumps(manifest, sort_keys=True, allow_nan=False),
-        }
+        header = {FORMAT: json.dumps(manifest, sort_keys=True, allow_nan=False)}
         part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             part.write_bytes(save(arrays, metadata=header))
@@ -84,7 +88,7 @@ class Artifact:
         if not path.is_file():
             raise ArtifactError(f"There is no quantized model {path}: quantize one first")
         try:
-            header, arrays = _read(path)
+            text, arrays = _read(path)
         except SafetensorError as error:
             raise ArtifactError(
                 f"{path} is truncated or not a quantized model ({error}): quantize it again"
@@ -92,7 +96,13 @@ class Artifact:
         except OSError as error:
             raise ArtifactError(f"Cannot read {path}: {error.strerror or error}") from None
         try:
-            manifest = _Manifest(json.loads(header["manifest"]))
+            manifest = _Manifest(json.loads(text))
+            version = manifest.get("version", int)
+            if version > VERSION:
+                raise _TooNew(
+                    f"{path} has version {version}, this release reads up to {VERSION}: "
+                    f"install a newer systolith"
+                )
             if manifest.get("checksum", str) != _checksum(arrays):
                 raise ArtifactError("its tensors do not have the checksum of its manifest")
             tokenizer = arrays.pop(TOKENIZER).tobytes()
@@ -100,27 +110,21 @@ class Artifact:
             artifact = cls(manifest.graph(constants), tokenizer, manifest.get("metadata", dict))
             if bounds.prove(artifact.graph) != manifest.get("proof", dict):
                 raise ArtifactError("its overflow proof is not that of its weights")
+        except _TooNew:
+            raise
         except (UserError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged: {error}; quantize the model again") from None
         return artifact
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, NDArray]]:
-    """Metadata and tensors of a file of the right format and version."""
+def _read(path: Path) -> tuple[str, dict[str, NDArray]]:
+    """Manifest and tensors of a file of the right format."""
     with safe_open(str(path), framework="numpy") as file:
         header = file.metadata() or {}
-        if header.get("format") != FORMAT:
+        if FORMAT not in header:
             raise ArtifactError(f"{path} is not a quantized model of systolith")
-        version = header.get("version", "")
-        if not version.isdecimal():
-            raise ArtifactError(f"{path} is damaged: its version is {version!r}")
-        if int(version) > VERSION:
-            raise ArtifactError(
-                f"{path} has version {version}, this release reads up to {VERSION}: "
-                f"install a newer systolith"
-            )
         try:
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return header[FORMAT], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (TypeError, AttributeError, KeyError) as error:
             raise ArtifactError(
                 f"{path} is damaged: it holds a tensor of an unknown type ({error})"
@@ -171,6 +175,10 @@ def _tensor(item: _Manifest) -> Tensor:
     )
 
 
+def _shown(value: object) -> str:
+    return "absent" if value is MISSING else repr(value)
+
+
 def _node(item: _Manifest) -> Node:
     name = item.get("kind", str)
     kind = KINDS.get(name)
@@ -179,13 +187,13 @@ def _node(item: _Manifest) -> Node:
     known = {spec.name: spec for spec in fields(kind)}
     unknown = sorted(set(item.data) - set(known) - {"kind"})
     if unknown:
-        raise GraphError(f"a {name} node has no parameter {unknown[0]!r}")
+        raise GraphError(f"{name} nodes have no parameter {unknown[0]!r}")
     values = {}
     for parameter, spec in known.items():
         value = item.data.get(parameter, MISSING)
         # JSON knows exactly the types that nodes have: str, int, bool and None.
         good = isinstance(value, spec.type) and (type(value) is not bool or spec.type is bool)  # type: ignore[arg-type]
         if not good:
-            raise GraphError(f"a {name} node has the wrong {parameter} {value!r}")
+            raise GraphError(f"the {parameter} of {name} nodes cannot be {_shown(value)}")
         values[parameter] = value
     return kind(**values)
