@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from systolith.sim.generate import Generation
 
 CLOCK_MHZ = 100.0
-DEMO_PROMPT = "The with statement"
+DEMO_PROMPT = "If the expression"
 DEMO_TOKENS = 48
 SUFFIX = ".slq"
 """Of quantized-model files."""
