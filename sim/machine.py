@@ -26,7 +26,6 @@ from systolith.isa import (
     StoreSpace,
     TableMode,
     decode,
-    encode,
 )
 
 _WORD_MASK = 0xFFFF_FFFF
@@ -77,22 +76,25 @@ class GoldenMachine:
                 cache[pc] = self._fetch(pc)
             item = cache[pc]
             if item.registers:
-                item = self._with_registers(item)
+                item = self._with_registers(item, pc)
             self.executed += 1
             if item.op == "halt":
                 return
             pc = self._step(item, pc)
         raise MachineError(f"The program has not halted after {max_instructions} instructions")
 
-    def _fetch(self, pc: int) -> Instruction:
+    def _words(self, pc: int) -> list[int]:
         start = pc * INSTRUCTION_BYTES
         words = self.memory[start : start + INSTRUCTION_BYTES].view("<u4")
         if len(words) < WORDS:
             raise MachineError(f"Instruction {pc} is outside the memory")
-        return decode([int(word) for word in words])
+        return [int(word) for word in words]
 
-    def _with_registers(self, item: Instruction) -> Instruction:
-        words = encode(item)
+    def _fetch(self, pc: int) -> Instruction:
+        return decode(self._words(pc))
+
+    def _with_registers(self, item: Instruction, pc: int) -> Instruction:
+        words = self._words(pc)  # bits outside the fields count: they may carry
         for word, register in item.registers.items():
             words[word] = (words[word] + self.registers[register]) & _WORD_MASK
         return decode(words)
