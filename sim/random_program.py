@@ -42,6 +42,7 @@ class _Builder:
         self.memory = Memory(code_bytes)
         self.steps: list[Step] = []
         self.values: dict[int, int] = {}
+        self.last_rows: list[int | None] = []
         d = config.dim
 
         def constant(name: str, values: NDArray) -> int:
@@ -67,6 +68,7 @@ class _Builder:
             "weight": self.memory.buffer("weight", "int32", (config.weight_rows, d)),
         }
         self._prologue()
+        loaded = len(self.steps)
         self.loop = self._control("fence")
         for _ in range(length):
             kinds = ("load", "store", "storew", "matmul", "vector", "vector", "softmax", "norm")
@@ -75,8 +77,11 @@ class _Builder:
         self._control("alu", {2: _ROUND}, y=1, rd=_ROUND, op=AluOp.ADD)
         back = self._control("branch", {2: _ROUND}, y=2, condition=Condition.LT)
         back.target = self.loop
+        looped = len(self.steps)
         self._epilogue()
-        self.steps = synchronize(self.steps)
+        # Fences separate the parts, and a signal must be taken in the round in which it is given.
+        parts = self.steps[:loaded], self.steps[loaded:looped], self.steps[looped:]
+        self.steps = [step for part in parts for step in synchronize(part)]
 
     def code(self) -> bytes:
         """The instructions, with the targets of branches and registers on some operands."""
@@ -221,6 +226,8 @@ class _Builder:
         self._emit_matmul(g)
 
     def _emit_matmul(self, g: dict[str, int]) -> None:
+        if self._meets_itself(g):
+            g = g | {"accumulate": 0}
         planes = 1 + g.get("wide", 0)
         last_tile = (g["n_tiles"] - 1) * g["w_stride_n"] + (g["k_tiles"] - 1) * g["w_stride_k"]
         target = self._rows("accumulator", g["acc"], g["acc_stride"], g["rows"], g["n_tiles"])
@@ -230,6 +237,24 @@ class _Builder:
             target,
         ]
         self._emit("matmul", reads, [target], **g)
+
+    def _meets_itself(self, g: dict[str, int]) -> bool:
+        """Whether it would add to rows that the matmul before it writes in its last three cycles.
+
+        The accumulator has no forwarding, and programs must not do that (``MatmulUnit``).
+        """
+
+        def rows(n: int) -> list[int | None]:
+            found = [g["acc"] + m * g["acc_stride"] + n for m in range(g["rows"])]
+            found = [row % self.config.accumulator_rows for row in found]
+            return found + [None] * (4 - len(found))  # a pass takes four cycles at least
+
+        before = self.last_rows
+        self.last_rows = rows(g["n_tiles"] - 1)[-3:]
+        adds = g.get("accumulate", 0)
+        return bool(adds) and any(
+            row is not None and row in before[index:] for index, row in enumerate(rows(0)[:3])
+        )
 
     def _vector(self) -> None:
         self._draw("vector")
