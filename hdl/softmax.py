@@ -46,7 +46,7 @@ class Softmax(wiring.Component):
     The first ``limit`` scores take part; the results at and beyond the limit are 0.
 
     Throughput: V elements a cycle, without a bubble between rows. Latency from the first beat in
-    to the first beat out of a row of n beats: ``2 * n + 28 + log2(V)`` cycles. Between them, the
+    to the first beat out of a row of n beats: ``2 * n + 29 + log2(V)`` cycles. Between them, the
     rings hold more than two rows of the maximum length; beyond that, and beyond
     ``ROWS_IN_FLIGHT`` short rows, ``i`` waits for ``o``. A row that pauses in the middle of ``i``
     holds up only the rows behind it.
@@ -185,13 +185,15 @@ class Softmax(wiring.Component):
             info.r_en.eq(accept & last),
             info_2.w_en.eq(accept & first),
             info_2.w_data.eq(info.r_data),
-            target.write.eq(delay(m, accept, 2, "accept_d")),
+            target.write.eq(delay(m, accept, 3, "accept_d")),
         ]
-        top = Signal(signed(EXPONENT_BITS))
-        m.d.sync += top.eq(tops.r_data)
+        # A block RAM answers late in the cycle: its word is registered before the subtraction.
+        words = Signal.like(source.r_data)
+        m.d.sync += words.eq(source.r_data)
+        top = delay(m, tops.r_data, 2, "top").as_signed()
         terms = []
         for lane in range(v):
-            word = source.r_data[lane]
+            word = words[lane]
             gap = Signal(signed(EXPONENT_BITS + 1), name=f"gap_{lane}")
             aligned = Signal(target.w_data[lane].shape(), name=f"aligned_{lane}")
             far = gap[DISTANCE_BITS:].any()  # or negative: then the lane takes no part
@@ -207,7 +209,7 @@ class Softmax(wiring.Component):
             terms.append(term)
         beat_sum = tree(m, terms, lambda a, b: a + b, "sum")
         first, last, accept = (
-            delay(m, value, 3 + log_v, name)
+            delay(m, value, 4 + log_v, name)
             for value, name in ((first, "first_b"), (last, "last_b"), (accept, "accept_e"))
         )
         # Below max_length * 2**TERM_BITS, so no carry is lost.

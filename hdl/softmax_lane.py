@@ -105,18 +105,23 @@ class Probability(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # The golden's shift is length + distance + 9 - bits: 18 + offset + distance before the
-        # rounding bit. Beyond 36 nothing is left of the product.
-        amount = Signal(6)
         mantissa = Signal(MANTISSA_BITS)
         inverse = Signal(INVERSE_BITS)
-        m.d.comb += amount.eq(self.offset + self.distance)
-        shift = Signal(5)
+        distance = Signal(DISTANCE_BITS)
+        offset = Signal(len(self.offset))
         m.d.sync += [
             mantissa.eq(self.mantissa),
             inverse.eq(self.inverse),
-            shift.eq(Mux(amount[5], 31, amount[:5])),
+            distance.eq(self.distance),
+            offset.eq(self.offset),
         ]
+
+        # The golden's shift is length + distance + 9 - bits: 18 + offset + distance before the
+        # rounding bit. Beyond 36 nothing is left of the product.
+        amount = Signal(6)
+        shift = Signal(5)
+        m.d.comb += amount.eq(offset + distance)
+        m.d.sync += shift.eq(Mux(amount[5], 31, amount[:5]))
         wide_2 = delay(m, self.wide, 2, "wide_a")
         wide_4 = delay(m, wide_2, 2, "wide_b")
         valid_4 = delay(m, self.valid, 4, "valid")
@@ -130,7 +135,7 @@ class Probability(wiring.Component):
         m.d.sync += scaled.eq(product - Mux(wide_2, product >> 16, product >> 8))
 
         shifted = Signal(product_bits - 18)
-        m.d.sync += shifted.eq(scaled[18:] >> delay(m, shift, 2, "amount"))
+        m.d.sync += shifted.eq(scaled[18:] >> delay(m, shift, 1, "amount"))
 
         rounded = Signal(product_bits - 18)
         over = Signal()

@@ -126,7 +126,7 @@ def test_rows_follow_each_other_without_a_bubble(
     scores = np.random.default_rng(seed).integers(-30000, 30000, (rows, length))
     result = check(lanes, list(scores), seed, mult=47274, shift=11, limits=length, bits=16)
     beats = -(-length // lanes)
-    latency = 2 * beats + 28 + int(math.log2(lanes))
+    latency = 2 * beats + 29 + int(math.log2(lanes))
     assert result["latency"] == latency
     assert result["cycles"] == latency + rows * beats
     assert result["cycles"] <= rows * (beats + 2) + 3 * beats + 60
@@ -136,8 +136,8 @@ def test_rows_follow_each_other_without_a_bubble(
 def test_measurement(wide: bool, seed: int) -> None:
     measured = measure_softmax(Config(dim=8, lanes=4), 8, 512, seed, wide)
     assert measured["bit_exact"]
-    assert measured["cycles"] == 10 * 128 + 30
-    assert measured["elements_per_cycle"] == 8 * 512 / 1310
+    assert measured["cycles"] == 10 * 128 + 31
+    assert measured["elements_per_cycle"] == 8 * 512 / 1311
     assert measured["max_error_lsb"] <= 1
     # 512 roundings to 8 bits cost more; 16 bits are there for long rows.
     assert measured["row_sum_error"] <= (0.01 if wide else 0.5)
