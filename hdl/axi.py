@@ -87,13 +87,16 @@ class AXI4Lite(wiring.Signature):
 
 
 def drive_address(
-    target: data.View, config: Config, *, source: Value | int, addr: Value, beats: Value
+    target: data.View, config: Config, *, source: Value | int, addr: Value, length: Value
 ) -> list:
-    """Assignments for a payload of AR or AW: INCR, full-width beats, normal bufferable memory."""
+    """Assignments for a payload of AR or AW: INCR, full-width beats, normal bufferable memory.
+
+    ``length``: beats less one.
+    """
     return [
         target.id.eq(source),
         target.addr.eq(addr),
-        target.len.eq((beats - 1)[:8]),
+        target.len.eq(length),
         target.size.eq(config.bus_bytes.bit_length() - 1),
         target.burst.eq(_INCR),
         target.lock.eq(0),
@@ -227,7 +230,7 @@ class ReadArbiter(wiring.Component):
                 self.config,
                 source=source,
                 addr=taken.addr,
-                beats=taken.beats,
+                length=(taken.beats - 1)[:8],
             ),
         ]
         with m.If(free):
@@ -278,8 +281,8 @@ class BurstSplitter(wiring.Component):
         ``rows`` (at least 1) rows of ``beats`` (at least 1) full-width beats; row i starts at
         ``addr + i * stride``, both multiples of the bus width. ``ready`` depends on
         ``bursts.ready``.
-    bursts : stream of {addr, beats, tag, final}, out
-        ``final``: the job's last.
+    bursts : stream of {addr, len, tag, final}, out
+        ``len``: beats less one, as on AXI. ``final``: the job's last.
     """
 
     def __init__(self, config: Config, beat_bits: int, tag) -> None:
@@ -294,7 +297,7 @@ class BurstSplitter(wiring.Component):
                 "tag": tag,
             }
         )
-        burst = data.StructLayout({"addr": ADDRESS_BITS, "beats": 9, "tag": tag, "final": 1})
+        burst = data.StructLayout({"addr": ADDRESS_BITS, "len": 8, "tag": tag, "final": 1})
         super().__init__(
             {"jobs": In(stream.Signature(job)), "bursts": Out(stream.Signature(burst))}
         )
@@ -311,25 +314,29 @@ class BurstSplitter(wiring.Component):
         page = Signal(ADDRESS_BITS - 12)
         offset = Signal(page_bits)
         """Beat within the page."""
-        left = Signal(self.beat_bits)
+        rest = Signal(self.beat_bits)
+        """Beats that are left of the row, less one."""
         rows_left = Signal(16)
+        last_row = Signal()
         next_row = Signal(ADDRESS_BITS)
 
-        to_boundary = Signal(page_bits + 1)
+        # A row of beats ends here if it fits into the page and into a burst. Else the burst goes to
+        # the end of the page, if that is near enough. No comparison waits for another.
+        reach = Signal(range((1 << self.beat_bits) + page_beats))
+        beyond = Signal(self.beat_bits)
         page_ends = Signal()
-        limit = Signal(range(longest + 1))
         row_ends = Signal()
         final = Signal()
         m.d.comb += [
-            to_boundary.eq(page_beats - offset),
-            page_ends.eq(to_boundary <= longest),
-            limit.eq(Mux(page_ends, to_boundary, longest)),
-            row_ends.eq(left <= limit),
-            final.eq(row_ends & (rows_left == 1)),
+            reach.eq(offset + rest),
+            beyond.eq(reach - page_beats),
+            page_ends.eq(offset >= page_beats - longest),
+            row_ends.eq((reach < page_beats) & (rest < longest)),
+            final.eq(row_ends & last_row),
             self.bursts.valid.eq(active),
             self.bursts.payload.addr[:size].eq(0),
             self.bursts.payload.addr[size:].eq(Cat(offset, page)),
-            self.bursts.payload.beats.eq(Mux(row_ends, left, limit)),
+            self.bursts.payload.len.eq(Mux(row_ends, rest, Mux(page_ends, ~offset, longest - 1))),
             self.bursts.payload.tag.eq(job.tag),
             self.bursts.payload.final.eq(final),
             self.jobs.ready.eq(~active | (final & self.bursts.ready)),
@@ -339,16 +346,14 @@ class BurstSplitter(wiring.Component):
                 m.d.sync += [
                     Cat(offset, page).eq(next_row[size:]),
                     next_row.eq(next_row + job.stride),
-                    left.eq(job.beats),
+                    rest.eq(job.beats - 1),
                     rows_left.eq(rows_left - 1),
+                    last_row.eq(rows_left == 2),
                 ]
+            with m.Elif(page_ends):
+                m.d.sync += [offset.eq(0), page.eq(page + 1), rest.eq(beyond)]
             with m.Else():
-                m.d.sync += [
-                    # At the end of a page offset + limit is a multiple of its beats.
-                    offset.eq(Mux(page_ends, 0, offset + longest)),
-                    page.eq(Mux(page_ends, page + 1, page)),
-                    left.eq(left - limit),
-                ]
+                m.d.sync += [offset.eq(offset + longest), rest.eq(rest - longest)]
         with m.If(self.jobs.ready):
             m.d.sync += active.eq(self.jobs.valid)
             with m.If(self.jobs.valid):
@@ -356,7 +361,8 @@ class BurstSplitter(wiring.Component):
                     job.eq(self.jobs.payload),
                     Cat(offset, page).eq(self.jobs.payload.addr[size:]),
                     next_row.eq(self.jobs.payload.addr + self.jobs.payload.stride),
-                    left.eq(self.jobs.payload.beats),
+                    rest.eq(self.jobs.payload.beats - 1),
                     rows_left.eq(self.jobs.payload.rows),
+                    last_row.eq(self.jobs.payload.rows == 1),
                 ]
         return m

@@ -133,7 +133,7 @@ class LoadUnit(wiring.Component):
             may_ask.eq(in_flight != config.outstanding),
             self.bus.requests.valid.eq(splitter.bursts.valid & may_ask),
             self.bus.requests.payload.addr.eq(splitter.bursts.payload.addr),
-            self.bus.requests.payload.beats.eq(splitter.bursts.payload.beats),
+            self.bus.requests.payload.beats.eq(splitter.bursts.payload.len + 1),
             splitter.bursts.ready.eq(self.bus.requests.ready & may_ask),
             requested.eq(self.bus.requests.valid & self.bus.requests.ready),
             answered.eq(self.beat & self.bus.data.payload.last),

@@ -289,14 +289,14 @@ class StoreUnit(wiring.Component):
         b_new = Signal(b_burst)
         aw = self.bus.aw
         aw_address = Signal(32)
-        aw_beats = Signal(9)
+        aw_length = Signal(8)
         issue = Signal()
         m.d.comb += [
             splitter.bursts.ready.eq(
                 b_bursts.w_rdy & (burst.tag.skip | (w_bursts.w_rdy & (~aw.valid | aw.ready)))
             ),
             issue.eq(splitter.bursts.valid & splitter.bursts.ready & ~burst.tag.skip),
-            w_new.len.eq(burst.beats - 1),
+            w_new.len.eq(burst.len),
             w_new.single.eq(burst.tag.single),
             w_new.lane.eq(burst.tag.lane),
             w_bursts.w_data.eq(w_new),
@@ -307,10 +307,10 @@ class StoreUnit(wiring.Component):
             b_new.misaligned.eq(burst.tag.misaligned),
             b_bursts.w_data.eq(b_new),
             b_bursts.w_en.eq(splitter.bursts.valid & splitter.bursts.ready),
-            *drive_address(aw.payload, config, source=0, addr=aw_address, beats=aw_beats),
+            *drive_address(aw.payload, config, source=0, addr=aw_address, length=aw_length),
         ]
         with m.If(issue):
-            m.d.sync += [aw.valid.eq(1), aw_address.eq(burst.addr), aw_beats.eq(burst.beats)]
+            m.d.sync += [aw.valid.eq(1), aw_address.eq(burst.addr), aw_length.eq(burst.len)]
         with m.Elif(aw.ready):
             m.d.sync += aw.valid.eq(0)
 

@@ -216,7 +216,7 @@ def test_splitter(max_burst: int, bus_bytes: int, seed: int) -> None:
         while len(got) < len(expected):
             if ctx.get(dut.bursts.valid):
                 burst = ctx.get(dut.bursts.payload)
-                got.append((burst.addr, burst.beats, burst.final, burst.tag))
+                got.append((burst.addr, burst.len + 1, burst.final, burst.tag))
             await ctx.tick()
             cycles += 1
 
