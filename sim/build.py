@@ -39,8 +39,12 @@ WAIVED = (
     "ASCRANGE", "CASEINCOMPLETE", "CASEOVERLAP", "CMPCONST", "COMBDLY", "LATCH", "PROCASSINIT",
     "SELRANGE", "UNOPTFLAT", "UNSIGNED", "WIDTHEXPAND", "WIDTHTRUNC",
 )  # fmt: skip
-_ARGUMENTS = ("-O3", "--timing", "--assert", "--x-assign", "fast", "--x-initial", "fast")
-_OPTIMISE = ("OPT_FAST=-O3", "OPT_SLOW=-O1", "OPT_GLOBAL=-O2")
+_ARGUMENTS = (
+    "-O3", "--timing", "--assert", "--x-assign", "fast", "--x-initial", "fast",
+    # Functions of ten thousand lines take the compiler minutes; pieces of them take seconds.
+    "--output-split", "5000", "--output-split-cfuncs", "500",
+)  # fmt: skip
+_OPTIMISE = ("OPT_FAST=-O2", "OPT_SLOW=-O0", "OPT_GLOBAL=-O2")
 
 
 @dataclass(frozen=True)
