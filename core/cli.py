@@ -75,6 +75,7 @@ def _write_text(
     backend: str,
     config: Config,
     clock: float,
+    waves: Path | None = None,
 ) -> None:
     """Loads, quantizes, compiles, writes text and reports; everything on the terminal."""
     step = _steps()
@@ -87,7 +88,7 @@ def _write_text(
         from systolith.sim.machine_tb import MachineSim
 
         step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
-        _ = MachineSim(config).build
+        _ = MachineSim(config, waves=waves is not None).build
     step(f"writing {tokens} tokens on {backend}")
     previous = ids[0]
 
@@ -100,7 +101,7 @@ def _write_text(
 
     click.echo(prompt, nl=False)
     sys.stdout.flush()
-    result = generate(graph, config, ids, tokens, backend, on_token=show)
+    result = generate(graph, config, ids, tokens, backend, on_token=show, waves=waves)
     click.echo()
     if backend == "golden":
         step(f"{result.new} tokens by the integer forward")
@@ -166,6 +167,7 @@ def _report(result: "Generation", config: Config, clock: float) -> None:
 )
 @_config_option("bench")
 @click.option("--clock", default=CLOCK_MHZ, show_default=True, help="MHz, for tokens per second.")
+@click.option("--waves", type=click.Path(path_type=Path), help="File for the waveform (rtl).")
 def generate(
     model: str,
     tokenizer: str | None,
@@ -174,10 +176,13 @@ def generate(
     backend: str,
     config_name: str,
     clock: float,
+    waves: Path | None,
 ) -> None:
     """Continue a text with a language model, greedily."""
     config = load_config(config_name)
-    _write_text(model, tokenizer, prompt, tokens, backend, config, clock)
+    if waves is not None and backend != "rtl":
+        raise UserError("A waveform needs the backend rtl: add --backend rtl")
+    _write_text(model, tokenizer, prompt, tokens, backend, config, clock, waves)
 
 
 @main.command()

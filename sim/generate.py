@@ -7,6 +7,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -92,11 +93,13 @@ def machine_text(
     backend: str,
     stop: int = NO_STOP,
     on_token: Callable[[int], None] | None = None,
+    waves: Path | None = None,
     **memory_settings: int,
 ) -> Generation:
     """Greedy text by a compiled program, on the golden machine or on the RTL.
 
-    ``memory_settings``: latency, bandwidth, … of the simulated memory (rtl).
+    ``waves``: file for the waveform; ``memory_settings``: latency, bandwidth, … of the simulated
+    memory (both rtl).
     """
     check_length(program.metadata["context"], prompt, tokens)
     memory = program.memory()
@@ -122,8 +125,9 @@ def machine_text(
     else:
         from systolith.sim.machine_tb import MachineSim
 
-        machine = MachineSim(program.config, **{"latency": LATENCY, **memory_settings})
-        result = machine.run(memory, on_mark=mark)
+        settings = {"latency": LATENCY, **memory_settings}
+        machine = MachineSim(program.config, waves=waves is not None, **settings)
+        result = machine.run(memory, on_mark=mark, waves=waves)
         memory, counters, end = result.memory, result.counters, result.mark >> 16
         simulated, seconds = result.simulated, result.seconds
     text = program.read(memory, "tokens")[:end].tolist()
@@ -139,6 +143,7 @@ def generate(
     backend: str,
     stop: int = NO_STOP,
     on_token: Callable[[int], None] | None = None,
+    waves: Path | None = None,
     **memory_settings: int,
 ) -> Generation:
     """Greedy text on ``backend``; on the machine and the RTL, every logit is checked.
@@ -149,7 +154,9 @@ def generate(
         return integer_text(graph, prompt, tokens, stop, on_token)
     check_length(graph.context, prompt, tokens)
     program = compile_decoder(graph, config)
-    result = machine_text(program, prompt, tokens, backend, stop, on_token, **memory_settings)
+    result = machine_text(
+        program, prompt, tokens, backend, stop, on_token, waves, **memory_settings
+    )
     compare(result, integer_text(graph, prompt, tokens, stop))
     return result
 
