@@ -89,18 +89,20 @@ def model_hash(model: Llama) -> str:
 
 
 @torch.no_grad()
-def sampled_text(model: Llama) -> Sequences:
-    """Text that the model writes itself: it needs no data and suits every language model.
+def sampled_text(
+    model: Llama, count: int = CALIBRATION_SEQUENCES, seed: int = CALIBRATION_SEED
+) -> Sequences:
+    """``count`` texts that the model writes: they need no data, and suit every language model.
 
-    Unlike `evaluate.sample`, all sequences grow together.
+    Unlike in `evaluate.sample`, all sequences grow together.
     """
-    rng = np.random.default_rng(CALIBRATION_SEED)
+    rng = np.random.default_rng(seed)
     cache = KVCache()
-    tokens = np.full((CALIBRATION_SEQUENCES, 1), BOS, dtype=np.int64)
+    tokens = np.full((count, 1), BOS, dtype=np.int64)
     while tokens.shape[1] < min(CALIBRATION_LENGTH, model.config.max_seq_len):
         logits = model(torch.from_numpy(tokens[:, -1:]), cache)[:, -1].double()
         cumulative = logits.softmax(dim=1).cumsum(dim=1).numpy()
-        drawn = rng.random((CALIBRATION_SEQUENCES, 1)) * cumulative[:, -1:]
+        drawn = rng.random((count, 1)) * cumulative[:, -1:]
         following = np.minimum((cumulative <= drawn).sum(axis=1), cumulative.shape[1] - 1)
         tokens = np.column_stack((tokens, following))
     return list(tokens)

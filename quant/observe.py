@@ -16,6 +16,8 @@ from systolith.quant.llama import Llama, rotate
 
 BINS_PER_OCTAVE = 32
 """Resolution of a histogram of magnitudes: percentiles are right within 2.2 %."""
+POSITIONS = 16
+"""How many positions of its sequence, evenly spaced, a rotated query or key is looked at."""
 OCTAVES = 64
 """Magnitudes from 2**-32 to 2**32 are told apart."""
 
@@ -60,16 +62,20 @@ def trace(model: Llama, tokens: NDArray[np.int64]) -> dict[str, Tensor]:
         for hook in hooks:
             hook.remove()
     found["logits"] = logits[0]
-    cos, sin = backbone.cos[:len(tokens)], backbone.sin[:len(tokens)]
     for i in range(c.n_layers):
         name = f"layers.{i}"
-        for part, heads in (("q", c.n_heads), ("k", c.n_kv_heads)):
-            x = found[f"{name}.attention.{part}_proj"]
-            split = x.view(len(tokens), heads, c.head_dim).transpose(0, 1)
-            rotated = rotate(split, cos, sin, c.rope_pairs).transpose(0, 1).flatten(1)
-            found[f"{name}.attention.{part}"] = rotated
+        for part in ("q", "k"):
+            found[f"{name}.attention.{part}"] = _rotated(
+                model, found[f"{name}.attention.{part}_proj"], torch.arange(len(tokens)))
         found[f"{name}.ffn.gate"] = nn.functional.silu(found[f"{name}.ffn.gate_proj"])
     return found
+
+
+def _rotated(model: Llama, x: Tensor, positions: Tensor) -> Tensor:
+    """Queries or keys [T, channels] after the rotation of their positions [T]."""
+    cos, sin = model.model.cos[positions], model.model.sin[positions]
+    heads = x.unflatten(1, (-1, model.config.head_dim)).transpose(0, 1)
+    return rotate(heads, cos, sin, model.config.rope_pairs).transpose(0, 1).flatten(1)
 
 
 @dataclass
@@ -91,7 +97,7 @@ class Range:
         if self.counts is None:
             raise ValueError("Percentiles need a histogram: pass histogram to observe")
         cumulative = self.counts.cumsum(axis=1)
-        wanted = np.ceil(cumulative[:, -1:] * (percent / 100))
+        wanted = np.ceil(cumulative[:, -1:] * percent / 100 - 1e-6)
         index = (cumulative >= np.maximum(wanted, 1)).argmax(axis=1)
         edge = 2.0 ** ((index + 1) / BINS_PER_OCTAVE - OCTAVES / 2)
         return np.minimum(edge, self.largest)
@@ -129,9 +135,21 @@ def observe(
     sequences: Iterable[NDArray[np.int64]],
     histogram: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Range]:
-    """Ranges of every traced tensor over all calibration sequences, each int64 [T]."""
+    """Ranges of every traced tensor over all calibration sequences, each int64 [T].
+
+    Rotated queries and keys count at positions all over the model's longest sequence: a pair that
+    turns slowly gets elsewhere than in the few hundred tokens of a calibration sequence.
+    """
+    longest = model.config.max_seq_len
     observer = Observer(histogram)
     for tokens in sequences:
-        for name, x in trace(model, tokens).items():
+        found = trace(model, tokens)
+        for name, x in found.items():
             observer.add(name, x.double().numpy())
+        for offset in range(0, longest, max(longest // POSITIONS, 1)):
+            positions = (torch.arange(len(tokens)) + offset) % longest
+            for name, x in found.items():
+                if name.endswith((".q_proj", ".k_proj")):
+                    rotated = _rotated(model, x, positions)
+                    observer.add(name.removesuffix("_proj"), rotated.double().numpy())
     return observer.ranges

@@ -23,18 +23,17 @@ ANGLES = 48
 """Angles tried in a quarter turn."""
 
 
-def adjacent_pairs(model: Llama) -> Llama:
-    """The same function with ``rope_pairs`` "adjacent": a copy, or the model itself if it is so."""
+def adjacent_pairs(model: Llama, context: int | None = None) -> Llama:
+    """A copy with ``rope_pairs`` "adjacent", for sequences of up to ``context`` tokens."""
     c = model.config
-    if c.rope_pairs == "adjacent":
-        return model
-    changed = Llama(replace(c, rope_pairs="adjacent"))
+    changed = Llama(replace(c, rope_pairs="adjacent", max_seq_len=context or c.max_seq_len))
     state = dict(model.state_dict())
-    order = torch.arange(c.head_dim).view(2, -1).T.flatten()
-    for i in range(c.n_layers):
-        for part in ("q", "k"):
-            name = f"model.layers.{i}.self_attn.{part}_proj.weight"
-            state[name] = state[name].view(-1, c.head_dim, c.dim)[:, order].flatten(0, 1)
+    if c.rope_pairs != "adjacent":
+        order = torch.arange(c.head_dim).view(2, -1).T.flatten()
+        for i in range(c.n_layers):
+            for part in ("q", "k"):
+                name = f"model.layers.{i}.self_attn.{part}_proj.weight"
+                state[name] = state[name].view(-1, c.head_dim, c.dim)[:, order].flatten(0, 1)
     changed.load_state_dict(state)
     return changed.eval().requires_grad_(False)
 
@@ -42,21 +41,30 @@ def adjacent_pairs(model: Llama) -> Llama:
 def turn_pairs(model: Llama, sequences: Iterable[NDArray[np.int64]]) -> Llama:
     """A copy whose keys need the smallest range that turning their pairs can give.
 
-    ``model`` has adjacent pairs; ``sequences``: calibration tokens, each int64 [T].
+    ``model`` has adjacent pairs; ``sequences``: calibration tokens, each int64 [T]. A key counts
+    at every position of the model, not only where calibration has seen it.
     """
     c = model.config
-    angles = torch.arange(ANGLES, dtype=torch.float64) * (math.pi / 2 / ANGLES)
-    largest = torch.zeros(c.n_layers, ANGLES, c.kv_dim // 2, dtype=torch.float64)
+    step = math.pi / 2 / ANGLES
+    angles = torch.arange(2 * ANGLES, dtype=torch.float64) * step
+    axis = torch.stack((angles.cos(), -angles.sin()))            # first coordinate after a turn
+    seen = torch.zeros(c.n_layers, c.kv_dim // 2, 2 * ANGLES, dtype=torch.float64)
     for tokens in sequences:
         found = trace(model, tokens)
         for i in range(c.n_layers):
-            x = found[f"layers.{i}.attention.k"].double().unflatten(1, (-1, 2))  # [T, pairs, 2]
-            for a, angle in enumerate(angles):
-                seen = turn(x, angle).abs().amax(dim=(0, 2))
-                largest[i, a] = torch.maximum(largest[i, a], seen)
+            x = found[f"layers.{i}.attention.k_proj"].double().unflatten(1, (-1, 2))
+            torch.maximum(seen[i], (x @ axis).abs().amax(dim=0), out=seen[i])
+    # The second coordinate is the first one a quarter turn earlier.
+    seen = seen.unflatten(-1, (2, ANGLES)).amax(dim=-2)                          # [L, pairs, A]
+    seen = seen.unflatten(1, (c.n_kv_heads, -1))                                 # [L, G, P/2, A]
+    turns = torch.atan2(model.model.sin.double(), model.model.cos.double()) / step
+    largest = torch.stack([
+        torch.stack([seen[:, :, i].roll(-int(k), dims=-1)
+                     for k in (turns[:, i].round() % ANGLES).unique()]).amax(dim=0)
+        for i in range(c.head_dim // 2)], dim=2)                                 # [L, G, P/2, A]
     changed = copy.deepcopy(model)
     for i, block in enumerate(changed.model.layers):
-        best = angles[largest[i].argmin(dim=0)].view(c.n_kv_heads, 1, -1)        # [G, 1, pairs]
+        best = angles[largest[i].argmin(dim=-1)].unsqueeze(1)                    # [G, 1, P/2]
         for module in (block.self_attn.q_proj, block.self_attn.k_proj):
             weight = module.weight.double().view(c.n_kv_heads, -1, c.head_dim // 2, 2, c.dim)
             turned = turn(weight.transpose(-1, -2), best[..., None]).transpose(-1, -2)
@@ -71,6 +79,8 @@ def turn(x: Tensor, angle: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def prepare(model: Llama, sequences: Iterable[NDArray[np.int64]]) -> Llama:
-    """Everything above: a model of the same function, with adjacent pairs."""
-    return turn_pairs(adjacent_pairs(model), sequences)
+def prepare(
+    model: Llama, sequences: Iterable[NDArray[np.int64]], context: int | None = None
+) -> Llama:
+    """A model of the same function on up to ``context`` tokens, with all of the above done."""
+    return turn_pairs(adjacent_pairs(model, context), sequences)

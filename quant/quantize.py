@@ -122,13 +122,14 @@ def quantize(
     ``QuantizeError`` where the recipe and the model do not fit, or a range is out of reach.
     """
     recipe = recipe or Recipe()
-    sequences = [np.asarray(tokens, dtype=np.int64) for tokens in calibration]
+    context = recipe.context or model.config.max_seq_len
+    sequences = [np.asarray(tokens, dtype=np.int64)[:context] for tokens in calibration]
     if not sequences:
         raise QuantizeError("Calibration needs at least one sequence of tokens")
     _match_patterns(recipe, model.config.n_layers)
-    if recipe.context is not None and recipe.context > model.config.max_seq_len:
+    if context > model.config.max_seq_len:
         raise QuantizeError(f"context must be at most the model's {model.config.max_seq_len}, "
-                            f"not {recipe.context}")
+                            f"not {context}")
 
     def histogram(name: str) -> bool:
         cache = name.endswith(("attention.k", "attention.v"))
@@ -136,7 +137,7 @@ def quantize(
         eight = cache or (choosable and recipe.activation_bits(name) == 8)
         return recipe.range == "percentile" and eight
 
-    reference = prepare(model, sequences)
+    reference = prepare(model, sequences, context)
     ranges = observe(reference, sequences, histogram)
     try:
         graph = _Quantizer(reference, ranges, recipe).graph()
@@ -207,8 +208,7 @@ class _Quantizer:
 
     def graph(self) -> Graph:
         c = self.config
-        context = self.recipe.context or c.max_seq_len
-        self._rope_tables(context)
+        self._rope_tables()
         table = _float64(self.model.model.embed_tokens.weight)
         # The whole table is known, and its range needs no headroom.
         scale = self._residual_scale(max(np.abs(table).max(), 1e-30) / 32767)
@@ -223,7 +223,8 @@ class _Quantizer:
         self._linear("logits", "norm", _float64(self.model.classifier()), self._scale("logits", 16))
         self._node(ArgMax(name="token", out="token", x="logits"), 1, 32, 1.0)
         graph = Graph(nodes=tuple(self.nodes), tensors=self.tensors, constants=self.constants,
-                      logits="logits", context=context, vocabulary=c.vocab_size, bos=BOS, eos=EOS)
+                      logits="logits", context=c.max_seq_len, vocabulary=c.vocab_size,
+                      bos=BOS, eos=EOS)
         bounds.prove(graph)
         return graph
 
@@ -367,7 +368,8 @@ class _Quantizer:
     def _norm(self, name: str, x: str, gain: TorchTensor) -> None:
         c = self.config
         bits = self.recipe.activation_bits(name)
-        scale = self._scale(name, bits)
+        # Finer than the normalised value's own LSB makes no sense, and needs gains out of reach.
+        scale = max(self._scale(name, bits), float(gain.abs().max()) / 2**29)
         gains, shifts = signed_gains(_float64(gain) / scale / 2**15)
         self._constant(f"{name}.gain", gains, "int16")
         self._constant(f"{name}.bias", np.zeros(c.dim), "int32")
@@ -390,8 +392,8 @@ class _Quantizer:
                    self.config.dim, 16, scale)
         return name
 
-    def _rope_tables(self, context: int) -> None:
-        cos, sin = (np.repeat(_float64(x)[:context], 2, axis=1) for x in rope_tables(self.config))
+    def _rope_tables(self) -> None:
+        cos, sin = (np.repeat(_float64(x), 2, axis=1) for x in rope_tables(self.config))
         sin[:, 0::2] *= -1
         for name, table in (("rope.cos", cos), ("rope.sin", sin)):
             self._constant(name, fixed.saturate(np.rint(table * 2**15).astype(np.int64), 16),
