@@ -49,6 +49,9 @@ class LoadUnit(wiring.Component):
     -------
     base : in, 32
         Added to the addresses.
+    stop : in, 1
+        Pauses: no further burst is sent, those in flight are completed (a request that has not been
+        taken is withdrawn). For a reset that does not break bursts off.
     bus : ``ReadClient``, out
     writes : stream of ``load_write``, out
     commands, done, busy, error, error_code, error_pc : ``UnitSignature``
@@ -64,6 +67,7 @@ class LoadUnit(wiring.Component):
         super().__init__(
             {
                 "base": In(32),
+                "stop": In(1),
                 "bus": Out(ReadClient(config)),
                 "writes": Out(stream.Signature(load_write(config))),
                 **UnitSignature().members,
@@ -130,7 +134,7 @@ class LoadUnit(wiring.Component):
         answered = Signal()
         may_ask = Signal()
         m.d.comb += [
-            may_ask.eq(in_flight != config.outstanding),
+            may_ask.eq((in_flight != config.outstanding) & ~self.stop),
             self.bus.requests.valid.eq(splitter.bursts.valid & may_ask),
             self.bus.requests.payload.addr.eq(splitter.bursts.payload.addr),
             self.bus.requests.payload.beats.eq(splitter.bursts.payload.len + 1),

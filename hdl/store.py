@@ -179,6 +179,9 @@ class StoreUnit(wiring.Component):
     -------
     base : in, 32
         Added to the addresses.
+    stop : in, 1
+        Pauses: no further burst is sent, those in flight are completed. For a reset that does not
+        break bursts off.
     bus : ``AXI4Write``, out
     activation : ``ReadPort`` of ``row``, out
     accumulator : ``ReadPort`` of ``acc_row``, out
@@ -194,6 +197,7 @@ class StoreUnit(wiring.Component):
         super().__init__(
             {
                 "base": In(32),
+                "stop": In(1),
                 "bus": Out(AXI4Write(config)),
                 **local_ports(config),
                 **UnitSignature().members,
@@ -290,12 +294,14 @@ class StoreUnit(wiring.Component):
         aw = self.bus.aw
         aw_address = Signal(32)
         aw_length = Signal(8)
+        room = Signal()
+        accept = Signal()
         issue = Signal()
         m.d.comb += [
-            splitter.bursts.ready.eq(
-                b_bursts.w_rdy & (burst.tag.skip | (w_bursts.w_rdy & (~aw.valid | aw.ready)))
-            ),
-            issue.eq(splitter.bursts.valid & splitter.bursts.ready & ~burst.tag.skip),
+            room.eq(b_bursts.w_rdy & w_bursts.w_rdy & (~aw.valid | aw.ready)),
+            accept.eq(splitter.bursts.valid & splitter.bursts.ready),
+            splitter.bursts.ready.eq(room & ~self.stop),
+            issue.eq(accept & ~burst.tag.skip),
             w_new.len.eq(burst.len),
             w_new.single.eq(burst.tag.single),
             w_new.lane.eq(burst.tag.lane),
@@ -306,7 +312,7 @@ class StoreUnit(wiring.Component):
             b_new.skip.eq(burst.tag.skip),
             b_new.misaligned.eq(burst.tag.misaligned),
             b_bursts.w_data.eq(b_new),
-            b_bursts.w_en.eq(splitter.bursts.valid & splitter.bursts.ready),
+            b_bursts.w_en.eq(accept),
             *drive_address(aw.payload, config, source=0, addr=aw_address, length=aw_length),
         ]
         with m.If(issue):

@@ -165,6 +165,24 @@ class LimitedRam:
                 self.most_in_flight[side] = max(count, self.most_in_flight[side])
 
 
+async def stops(dut: Any, ram: LimitedRam, side: str, rng: random.Random) -> None:
+    """Raises `stop` now and then: bursts in flight are completed, at most one more is sent."""
+    while True:
+        for _ in range(rng.randint(1, 400)):
+            await FallingEdge(dut.clk)
+        dut.stop.value = 1
+        before = ram.bursts[side]
+        for _ in range(5000):  # a burst that waits in the register of AR or AW still goes
+            await FallingEdge(dut.clk)
+            if not (ram.in_flight[side] or getattr(dut, f"m_axi_a{side}valid").value):
+                break
+        assert ram.in_flight[side] == 0, "bursts in flight were not completed"
+        for _ in range(rng.randint(1, 100)):
+            await FallingEdge(dut.clk)
+        assert ram.bursts[side] - before <= 1, "bursts were sent while stopped"
+        dut.stop.value = 0
+
+
 def addresses(item: isa.Instruction, base: int, word_bytes: int) -> list[list[int]]:
     """Byte addresses of the words of a load or store, row by row."""
     return [

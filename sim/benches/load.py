@@ -67,16 +67,14 @@ async def random_programs(dut: Any) -> None:
     rng = random.Random(seed())
     base = rng.choice([0, 0x1234_5000, 2**32 - SPAN, 16 * rng.randrange(1 << 20)])
     dut.base.value = base
-    dut.commands__valid.value = 0
+    dut.commands__valid.value = dut.stop.value = 0
     ram = dma.LimitedRam(dut, config, settings["idle"], rng)
     memory = rng.randbytes(2 * SPAN)
     for offset in range(0, 2 * SPAN, dma.PAGE):  # the program's addresses may wrap around
         ram.fill((base - SPAN // 2 + offset) % 2**32 // 4 * 4, memory[offset : offset + dma.PAGE])
     await start(dut)
     program = [_draw(rng, config) for _ in range(settings["instructions"])]
-    poisoned = rng.randrange(1, 15)
-    if settings["errors"]:
-        ram.poison = {(base >> 12) + poisoned}
+    ram.poison = {(base >> 12) + rng.randrange(1, 15)}
     words = Words(dut, config, dma.waits(settings["idle"], random.Random(seed() + 1)))
 
     expected: list[Any] = []
@@ -118,6 +116,8 @@ async def random_programs(dut: Any) -> None:
     def on_done(index: int) -> None:
         assert len(words.taken) >= ends[index], f"load {index} done before its last word"
 
+    if settings["stops"]:
+        cocotb.start_soon(dma.stops(dut, ram, "r", random.Random(seed() + 3)))
     monitor = dma.Monitor(dut, on_done)
     cocotb.start_soon(
         dma.issue(dut, program, dma.waits(settings["idle"], random.Random(seed() + 2)))
@@ -139,7 +139,7 @@ async def on_memory(dut: Any) -> None:
     settings = arguments()
     config = Config.from_json(settings["config"])
     dut.base.value = 0
-    dut.commands__valid.value = 0
+    dut.commands__valid.value = dut.stop.value = 0
     memory = AxiMemory(dut)
     memory.configure(**settings["memory"])
     await start(dut)

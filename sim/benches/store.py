@@ -98,7 +98,7 @@ async def random_programs(dut: Any) -> None:
     rng = random.Random(seed())
     base = rng.choice([0, 0x1234_5000, 2**32 - SPAN, 16 * rng.randrange(1 << 20)])
     dut.base.value = base
-    dut.commands__valid.value = 0
+    dut.commands__valid.value = dut.stop.value = 0
     ram = dma.LimitedRam(dut, config, settings["idle"], rng)
     local = Locals(dut, config, settings["idle"])
     # The model of memory: bytes before `origin` and after the span are guards.
@@ -139,6 +139,8 @@ async def random_programs(dut: Any) -> None:
     def on_done(index: int) -> None:
         assert ram.responses >= bursts[index], f"store {index} done before its last response"
 
+    if settings["stops"]:
+        cocotb.start_soon(dma.stops(dut, ram, "w", random.Random(seed() + 3)))
     monitor = dma.Monitor(dut, on_done)
     cocotb.start_soon(
         dma.issue(dut, program, dma.waits(settings["idle"], random.Random(seed() + 2)))
@@ -162,7 +164,7 @@ async def on_memory(dut: Any) -> None:
     settings = arguments()
     config = Config.from_json(settings["config"])
     dut.base.value = 0
-    dut.commands__valid.value = 0
+    dut.commands__valid.value = dut.stop.value = 0
     local = Locals(dut, config, "none")
     memory = AxiMemory(dut)
     memory.configure(**settings["memory"])

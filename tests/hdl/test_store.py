@@ -89,7 +89,12 @@ def test_converts(config: Config) -> None:
 @pytest.mark.parametrize(("name", "idle"), RUNS)
 def test_random_programs(name: str, idle: str, seed: int) -> None:
     config = {**MACHINES, **ODD}[name]
-    arguments = {"config": config.to_json(), "idle": idle, "instructions": 30}
+    arguments = {
+        "config": config.to_json(),
+        "idle": idle,
+        "instructions": 10 if name == "single" else 30,
+    }
+    arguments["stops"] = idle == "bursty"
     result = run(_on_pins(config), "store", arguments, seed=seed, test="random_programs")
     assert result["beats"] > 100 and result["errors"] > 0
 
