@@ -37,6 +37,16 @@ _FETCH, _LOAD = range(2)
 """Readers of memory, and their AXI IDs."""
 
 
+def members(config: Config) -> dict[str, wiring.Member]:
+    """The ports of the machine, without clock and reset."""
+    return {
+        **flat_members("s_axil", AXI4Lite().flip()),
+        **flat_members("m_axi", AXI4Write(config)),
+        **flat_members("m_axi", AXI4Read(config)),
+        "irq": Out(1),
+    }
+
+
 class Systolith(wiring.Component):
     """The whole machine of a configuration.
 
@@ -55,14 +65,7 @@ class Systolith(wiring.Component):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        super().__init__(
-            {
-                **flat_members("s_axil", AXI4Lite().flip()),
-                **flat_members("m_axi", AXI4Write(config)),
-                **flat_members("m_axi", AXI4Read(config)),
-                "irq": Out(1),
-            }
-        )
+        super().__init__(members(config))
 
     def elaborate(self, platform) -> Module:
         m = Module()

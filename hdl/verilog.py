@@ -97,10 +97,10 @@ def export(config: Config, directory: Path) -> list[Path]:
 
 def ports(config: Config) -> list[dict[str, Any]]:
     """Name, direction and width of every port of the machine, clock and reset first."""
-    from systolith.hdl.top import Systolith
+    from systolith.hdl.top import members
 
     found = [{"name": name, "direction": "input", "width": 1} for name in ("clk", "rst")]
-    for name, member in Systolith(config).signature.members.items():
+    for name, member in members(config).items():
         direction = "output" if member.flow == wiring.Out else "input"
         width = Shape.cast(member.shape).width
         found.append({"name": name, "direction": direction, "width": width})

@@ -10,8 +10,13 @@ The memory, the clock and the waiting are inside the simulated design, so that P
 at the start, at interrupts and at the end.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import functools
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +26,28 @@ from numpy.typing import NDArray
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.program import Program
-from systolith.registers import Error
-from systolith.sim.build import Build, build
+from systolith.registers import STATUS_DONE, Error
+from systolith.sim.build import Build, build, cache_directory
 from systolith.sim.memory import AXI_MEMORY, SETTINGS, memory_top
 from systolith.sim.runner import run
 
 MEMORY_BYTES = 1 << 25
-_IMAGE, _AFTER = "image.bin", "after.bin"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program to be executed.
+
+    ``program``: one, or memory contents that start with its instructions, (bytes,) uint8.
+    ``base``: where in memory it is put, a multiple of 32. ``watchdog``: cycles without movement
+    before an error. ``settings``: of the memory, beyond those of the ``MachineSim``.
+    """
+
+    program: Program | NDArray[np.uint8]
+    base: int = 0
+    watchdog: int = 1 << 20
+    max_cycles: int = 1 << 32
+    settings: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,29 @@ class MachineResult:
     @property
     def cycles_per_second(self) -> float:
         return self.simulated / self.seconds
+
+
+def verilog(config: Config) -> str:
+    """The machine's Verilog, kept in the cache until the configuration or a source file changes."""
+    import amaranth
+
+    sources = sorted(
+        path
+        for package in ("systolith", "systolith.hdl")
+        for folder in importlib.import_module(package).__path__
+        for path in Path(folder).glob("*.py")
+    )
+    content = [config.to_json(), amaranth.__version__, *(path.read_text() for path in sources)]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
+    kept = cache_directory() / "verilog" / f"systolith-{key}.v"
+    if not kept.exists():
+        from systolith.hdl.verilog import machine_verilog
+
+        kept.parent.mkdir(exist_ok=True)
+        partial = kept.with_suffix(f".{os.getpid()}")
+        partial.write_text(machine_verilog(config))
+        partial.rename(kept)
+    return kept.read_text()
 
 
 class MachineError(UserError):
@@ -82,86 +125,110 @@ class MachineSim:
         self.settings = memory
         self.waves = waves
 
-    @property
+    @functools.cached_property
     def build(self) -> Build:
         """The simulator, compiled if it is not in the cache."""
-        from systolith.hdl.verilog import TOP, machine_verilog
-
-        text, top = memory_top(machine_verilog(self.config), TOP, size_bytes=self.size_bytes)
+        text, top = memory_top(verilog(self.config), "systolith", size_bytes=self.size_bytes)
         return build(text, top, sources=[AXI_MEMORY], waves=self.waves)
 
     def run(
         self,
         program: Program | NDArray[np.uint8],
         *,
-        base: int = 0,
-        watchdog: int = 1 << 20,
-        max_cycles: int = 1 << 32,
-        timeout_s: float = 3600,
-        on_mark: Callable[[int], None] | None = None,
-        settings: Mapping[str, int] | None = None,
-        waves: Path | None = None,
         check: bool = True,
+        timeout_s: float = 3600,
+        waves: Path | None = None,
+        on_mark: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> MachineResult:
         """Executes a program, or the memory contents that start with one, and waits for its end.
 
-        ``base``: where in memory it is put, a multiple of 32. ``on_mark`` is called while the
-        simulation runs; a mark that follows within some twenty cycles of another replaces it.
-        ``check``: an error status raises ``MachineError``; otherwise it is in the result. A program
-        that does not end within ``max_cycles`` raises ``BenchFailure``.
+        ``options``: see ``Job``. ``on_mark`` is called while the simulation runs; a mark that
+        follows within some twenty cycles of another replaces it. ``check``: an error status raises
+        ``MachineError``; otherwise it is in the result. A program that does not end within
+        ``max_cycles`` raises ``BenchFailure``.
         """
-        if isinstance(program, Program):
-            program.check_config(self.config)
-            memory = program.memory()
-        else:
-            memory = np.ascontiguousarray(program, dtype=np.uint8)
-        if base + len(memory) > self.size_bytes:
-            raise UserError(
-                f"The program needs {len(memory)} bytes at {base:#x}, but the simulated memory has "
-                f"{self.size_bytes}: choose a larger size_bytes"
-            )
-        after: dict[str, NDArray[np.uint8]] = {}
-
-        def progress(item: dict[str, Any]) -> None:
-            if "mark" in item and on_mark is not None:
-                on_mark(item["mark"])
-            if "after" in item:  # the file is there, and gone when run() returns
-                after["memory"] = np.fromfile(item["after"], dtype=np.uint8)
-
-        made = self.build
-        answer = run(
-            made,
-            "machine",
-            {
-                "base": base,
-                "bytes": len(memory),
-                "image": _IMAGE,
-                "after": _AFTER,
-                "watchdog": watchdog,
-                "max_cycles": max_cycles,
-                "marks": on_mark is not None,
-                "settings": {**self.settings, **(settings or {})},
-            },
-            files={_IMAGE: memory.tobytes()},
-            progress=progress,
-            timeout_s=timeout_s,
-            waves=waves,
-        )
-        registers = answer["registers"]
-        result = MachineResult(
-            done=answer["done"],
-            error=Error(registers["ERROR"]),
-            error_pc=registers["ERROR_PC"],
-            memory=after["memory"],
-            counters=answer["counters"],
-            registers=registers,
-            mark=registers["MARK"],
-            simulated=answer["simulated"],
-            seconds=answer["seconds"],
-        )
+        job = Job(program, **options)
+        (result,) = self.run_all([job], timeout_s=timeout_s, waves=waves, on_mark=on_mark)
         if check and not result.done:
             raise MachineError(
                 f"The program stopped with error {result.error.name} at instruction "
                 f"{result.error_pc}"
             )
         return result
+
+    def run_all(
+        self,
+        jobs: Sequence[Job],
+        *,
+        timeout_s: float = 3600,
+        waves: Path | None = None,
+        on_mark: Callable[[int], None] | None = None,
+    ) -> list[MachineResult]:
+        """Executes several programs, one after another, on one machine.
+
+        The memories inside keep what the program before left there. Behind an error the machine is
+        reset by its register, and the next program must find it as good as new.
+        """
+        results: list[MachineResult] = []
+
+        def progress(item: dict[str, Any]) -> None:
+            if "mark" in item and on_mark is not None:
+                on_mark(item["mark"])
+            if "result" in item:  # its file is there, and gone when run() returns
+                results.append(_result(item["result"]))
+
+        files, arguments = {}, []
+        for index, job in enumerate(jobs):
+            memory = self._memory(job)
+            files[f"image{index}.bin"] = memory.tobytes()
+            arguments.append(
+                {
+                    "base": job.base,
+                    "bytes": len(memory),
+                    "image": f"image{index}.bin",
+                    "after": f"after{index}.bin",
+                    "watchdog": job.watchdog,
+                    "max_cycles": job.max_cycles,
+                    "marks": on_mark is not None,
+                    "settings": {**dict.fromkeys(SETTINGS, 0), **self.settings, **job.settings},
+                }
+            )
+        run(
+            self.build,
+            "machine",
+            {"jobs": arguments},
+            files=files,
+            progress=progress,
+            timeout_s=timeout_s,
+            waves=waves,
+        )
+        return results
+
+    def _memory(self, job: Job) -> NDArray[np.uint8]:
+        if isinstance(job.program, Program):
+            job.program.check_config(self.config)
+            memory = job.program.memory()
+        else:
+            memory = np.ascontiguousarray(job.program, dtype=np.uint8)
+        if job.base + len(memory) > self.size_bytes:
+            raise UserError(
+                f"The program needs {len(memory)} bytes at {job.base:#x}, but the simulated memory "
+                f"has {self.size_bytes}: choose a larger size_bytes"
+            )
+        return memory
+
+
+def _result(item: dict[str, Any]) -> MachineResult:
+    values = item["registers"]
+    return MachineResult(
+        done=bool(values["STATUS"] & STATUS_DONE),
+        error=Error(values["ERROR"]),
+        error_pc=values["ERROR_PC"],
+        memory=np.fromfile(item["after"], dtype=np.uint8),
+        counters=item["counters"],
+        registers=values,
+        mark=values["MARK"],
+        simulated=item["simulated"],
+        seconds=item["seconds"],
+    )

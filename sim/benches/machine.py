@@ -100,38 +100,48 @@ async def wait(dut: Any, control: Registers, marks: bool, max_cycles: int) -> No
             return
 
 
-@cocotb.test()
-async def machine(dut: Any) -> None:
-    given = arguments()
-    memory = AxiMemory(dut)
-    memory.configure(**given["settings"])
-    control = Registers(dut)
-    await start(dut)
-    await memory.load(Path(given["image"]).read_bytes(), given["base"])
-    identification = await control.read("ID")
-    assert identification == registers.IDENTIFICATION, f"ID is {identification:#x}"
-    await control.write("BASE", given["base"])
-    await control.write("WATCHDOG", given["watchdog"])
-    enabled = _IRQ_DONE | _IRQ_ERROR | (_IRQ_MARK if given["marks"] else 0)
+async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str, Any]) -> dict:
+    """One program from start to end; everything that can be read afterwards."""
+    memory.configure(**job["settings"])
+    await memory.load(Path(job["image"]).read_bytes(), job["base"])
+    await control.write("BASE", job["base"])
+    await control.write("WATCHDOG", job["watchdog"])
+    enabled = _IRQ_DONE | _IRQ_ERROR | (_IRQ_MARK if job["marks"] else 0)
     await control.write("IRQ_ENABLE", enabled)
     begun, at = time.monotonic(), get_sim_time("ns")
     await control.write("CONTROL", registers.CONTROL_START)
-    await wait(dut, control, given["marks"], given["max_cycles"])
+    await wait(dut, control, job["marks"], job["max_cycles"])
     seconds, simulated = time.monotonic() - begun, (get_sim_time("ns") - at) / PERIOD_NS
 
-    status = await control.read("STATUS")
     values = {register.name: await control.read(register.name) for register in registers.REGISTERS}
-    Path(given["after"]).write_bytes(await memory.dump(given["base"], given["bytes"]))
-    progress({"after": str(Path(given["after"]).resolve())})
-    memory.check_protocol()
-    beats = memory.beats()
-    report(
-        {
-            "done": bool(status & registers.STATUS_DONE),
-            "registers": {name: values[name] for name in values},
-            "counters": {counter.name: values[counter.name] for counter in registers.COUNTERS},
-            "beats": list(beats),
-            "simulated": int(simulated),
-            "seconds": seconds,
-        }
-    )
+    after = Path(job["after"]).resolve()
+    after.write_bytes(await memory.dump(job["base"], job["bytes"]))
+    return {
+        "after": str(after),
+        "registers": values,
+        "counters": {counter.name: values[counter.name] for counter in registers.COUNTERS},
+        "simulated": int(simulated),
+        "seconds": seconds,
+    }
+
+
+@cocotb.test()
+async def machine(dut: Any) -> None:
+    """Executes the programs of the arguments one after another, with a reset behind an error."""
+    memory = AxiMemory(dut)
+    control = Registers(dut)
+    await start(dut)
+    identification = await control.read("ID")
+    assert identification == registers.IDENTIFICATION, f"ID is {identification:#x}"
+    results = []
+    for job in arguments()["jobs"]:
+        results.append(await execute(dut, control, memory, job))
+        progress({"result": results[-1]})
+        memory.check_protocol()
+        if results[-1]["registers"]["STATUS"] & registers.STATUS_ERROR:
+            await control.write("CONTROL", registers.CONTROL_RESET)
+            while await control.read("STATUS"):
+                pass
+            assert await control.read("ERROR") == 0 and await control.read("ERROR_PC") == 0
+            assert not dut.irq.value, "the interrupt outlived the reset"
+    report({"results": len(results)})
