@@ -14,7 +14,7 @@ from systolith.hdl.requant import Requantize
 
 OPERATION = data.StructLayout(
     {
-        "wide_a": 1,
+        "requantize": 1,
         "scale": 1,
         "table": 2,
         "slot": 3,
@@ -25,7 +25,7 @@ OPERATION = data.StructLayout(
         "wide": 1,
     }
 )
-"""What is done with a beat. ``wide_a``: A is 32-bit (and needs saturating, if not scaled)."""
+"""What is done with a beat. ``requantize``: A is scaled, or is 32-bit and has to be saturated."""
 
 
 def operands(lanes: int) -> data.StructLayout:
@@ -95,8 +95,7 @@ class Alu(wiring.Component):
 
     def _scale(self, m: Module, others: Value) -> tuple[list[Signal], Value, Value]:
         operation, beat = self.operation, self.i.payload
-        used = Signal()
-        m.d.comb += used.eq(operation.scale | operation.wide_a)
+        used = operation.requantize
         y = []
         for lane in range(self.config.lanes):
             m.submodules[f"scale_{lane}"] = unit = Requantize()

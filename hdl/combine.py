@@ -31,7 +31,7 @@ class CombineLane(wiring.Component):
     shift : in, unsigned 6
     """
 
-    LATENCY = 2 + RoundShift.LATENCY
+    LATENCY = 3 + RoundShift.LATENCY
     LATENCY_MULTIPLY = LATENCY + 1
 
     y: In(signed(16))
@@ -53,17 +53,20 @@ class CombineLane(wiring.Component):
             rope.eq(self.mode == isa.Combine.ROPE),
         ]
 
+        # The multipliers take most of a cycle, so what they take comes from registers.
+        y = Signal(signed(16))
+        other = Signal(signed(16))
         factor_a = Signal(signed(17))
         factor_b = Signal(signed(17))
-        other = Signal(signed(16))
-        m.d.comb += [
+        m.d.sync += [
+            y.eq(self.y),
             factor_a.eq(Mux(add, self.mult_a, self.b)),
             factor_b.eq(Mux(rope, self.b2, self.mult_b)),
             other.eq(Mux(rope, self.partner, self.b)),
         ]
         product_a = Signal(signed(33))
         product_b = Signal(signed(33))
-        m.d.sync += [product_a.eq(self.y * factor_a), product_b.eq(other * factor_b)]
+        m.d.sync += [product_a.eq(y * factor_a), product_b.eq(other * factor_b)]
 
         # A product of two int16 fits 32 bits.
         low, high = split_product(m, product_a[:32].as_signed(), self.mult_a, "scaled")

@@ -215,7 +215,10 @@ class VectorUnit(wiring.Component):
             for name in ("scale", "table", "slot", "combine", "mult_a", "mult_b", "shift"):
                 m.d.sync += operation[name].eq(operand(command, "vector", name))
             m.d.sync += [
-                operation.wide_a.eq(operand(command, "vector", "a_format") == isa.Format.ACC32),
+                operation.requantize.eq(
+                    operand(command, "vector", "scale")
+                    | (operand(command, "vector", "a_format") == isa.Format.ACC32)
+                ),
                 operation.wide.eq(operand(command, "vector", "d_wide")),
             ]
         return operation
