@@ -69,16 +69,10 @@ def machine_verilog(config: Config) -> str:
 def export(config: Config, directory: Path) -> list[Path]:
     """Writes ``systolith.v``, ``manifest.json`` and ``systolith.h``; returns their paths.
 
-    Equal configurations give equal files. No file is ever half-written: all are made beside
-    ``directory`` first and then renamed, the manifest, which holds the hash of the Verilog, last.
+    Equal configurations give equal files. No file is ever half-written: all are made in a folder
+    inside ``directory`` and then renamed, last the manifest, which holds the hash of the Verilog.
     Other files in ``directory`` are left alone. Raises ``UserError`` where it cannot write.
     """
-    text = machine_verilog(config)
-    files = {
-        "systolith.v": text,
-        "systolith.h": header(config),
-        "manifest.json": json.dumps(manifest(config, text), indent=2) + "\n",
-    }
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,6 +80,12 @@ def export(config: Config, directory: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"Cannot write to {directory}: {error.strerror}") from None
     try:
+        text = machine_verilog(config)
+        files = {
+            "systolith.v": text,
+            "systolith.h": header(config),
+            "manifest.json": json.dumps(manifest(config, text), indent=2) + "\n",
+        }
         for name, content in files.items():
             (work / name).write_text(content)
         for name in files:
