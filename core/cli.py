@@ -90,7 +90,7 @@ def _write_text(
         step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
         _ = MachineSim(config, waves=waves is not None).build
     step(f"writing {tokens} tokens on {backend}")
-    previous = ids[0]
+    previous = ids[-1]
 
     def show(token: int) -> None:
         nonlocal previous

@@ -105,9 +105,13 @@ def machine_text(
     memory = program.memory()
     set_prompt(program, memory, list(prompt), len(prompt) + tokens, stop)
 
+    seen = len(prompt)
+
     def mark(value: int) -> None:
-        if on_token:
+        nonlocal seen
+        if on_token and value >> 16 > seen:  # the end of a program shows the last mark again
             on_token(value & 0xFFFF)
+        seen = value >> 16
 
     counters: dict[str, int] = {}
     simulated, seconds = 0, 0.0
