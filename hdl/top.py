@@ -144,7 +144,9 @@ class Systolith(wiring.Component):
             sequencer.start.eq(supervisor.go),
         ]
         m.d.comb += [block.base.eq(csr.base) for block in (fetch, load, store)]
-        m.d.comb += [block.stop.eq(supervisor.stop) for block in (fetch, sequencer, issue)]
+        m.d.comb += [
+            block.stop.eq(supervisor.stop) for block in (fetch, sequencer, issue, load, store)
+        ]
         sources = {
             sequencer: (sequencer.error, sequencer.error_code, sequencer.pc),
             issue: (issue.overflow, Error.SEMAPHORE, issue.overflow_pc),
