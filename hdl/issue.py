@@ -1,13 +1,13 @@
 """Queues in front of the units, semaphores between them, and the order in which work starts."""
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
 from systolith.hdl.layouts import COMMAND, PC_BITS
-from systolith.isa import QUEUED, SEMAPHORES
+from systolith.isa import QUEUED, SEMAPHORES, Unit, semaphore
 
 UNDER_WAY = 8
 """Instructions that one unit may have begun and not finished."""
@@ -18,60 +18,66 @@ QUEUED_INSTRUCTION = data.StructLayout(
 )
 """An instruction for the queue of ``unit``; registers are added."""
 
-_ENTRY = data.StructLayout({"wait": SEMAPHORES, "signal": SEMAPHORES, "command": COMMAND})
-_STARTED = data.StructLayout({"signal": SEMAPHORES, "pc": PC_BITS})
+_OWN = len(QUEUED) - 1
+_ENTRY = data.StructLayout({"wait": _OWN, "signal": _OWN, "command": COMMAND})
+_STARTED = data.StructLayout({"signal": _OWN, "pc": PC_BITS})
+
+
+def _consumed(unit: Unit) -> list[int]:
+    """The semaphores that instructions of ``unit`` wait for."""
+    return [semaphore(producer, unit) for producer in QUEUED if producer != unit]
+
+
+def _produced(unit: Unit) -> list[int]:
+    """The semaphores that instructions of ``unit`` signal."""
+    return [semaphore(unit, consumer) for consumer in QUEUED if consumer != unit]
 
 
 class Semaphores(wiring.Component):
-    """Twelve counters of ``SEMAPHORE_BITS`` bits.
+    """Twelve counters of ``SEMAPHORE_BITS`` bits, each with one producer and one consumer.
 
     Members
     -------
-    signals : array of 4 x 12, in
-        Counters that each unit increments in this cycle.
+    signal : in, 12
+        Counters that are incremented in this cycle.
     take : in, 12
         Counters that are decremented in this cycle; only ones that are ``available``.
     available : out, 12
         The counter is above zero.
-    overflow : out, 12
-        The counter passes its maximum in this cycle.
+    full : out, 12
+        The counter is at its maximum: it must not be incremented.
     """
 
-    def __init__(self) -> None:
-        super().__init__(
-            {
-                "signals": In(SEMAPHORES).array(len(QUEUED)),
-                "take": In(SEMAPHORES),
-                "available": Out(SEMAPHORES),
-                "overflow": Out(SEMAPHORES),
-            }
-        )
+    signal: In(SEMAPHORES)
+    take: In(SEMAPHORES)
+    available: Out(SEMAPHORES)
+    full: Out(SEMAPHORES)
 
     def elaborate(self, platform) -> Module:
         m = Module()
         for index in range(SEMAPHORES):
             count = Signal(SEMAPHORE_BITS, name=f"count_{index}")
-            following = Signal(SEMAPHORE_BITS + 1, name=f"following_{index}")
-            added = Signal(3, name=f"added_{index}")
             m.d.comb += [
-                added.eq(sum(signal[index] for signal in self.signals)),
-                following.eq(count + added - self.take[index]),
                 self.available[index].eq(count != 0),
-                self.overflow[index].eq(following[SEMAPHORE_BITS]),
+                self.full[index].eq(count.all()),
             ]
-            m.d.sync += count.eq(following)
+            with m.If(self.signal[index] & ~self.take[index]):
+                m.d.sync += count.eq(count + 1)
+            with m.Elif(self.take[index] & ~self.signal[index]):
+                m.d.sync += count.eq(count - 1)
         return m
 
 
 class Issue(wiring.Component):
     """Starts queued instructions when their semaphores allow, and signals when they are finished.
 
-    Each cycle at most one instruction in the whole machine is granted its semaphores (load before
-    store before matmul before vector); from the next cycle on it is offered to its unit. A unit may
-    have up to ``UNDER_WAY`` instructions begun and not finished; ``done`` refers to the oldest.
-    An instruction is offered two cycles after it was queued at the earliest, and a unit can take
-    one every other cycle. A signal can let another unit's instruction be offered two cycles after
-    ``done``.
+    The head of each queue takes its semaphores when they are all there; from the next cycle on it
+    is offered to its unit. Units do not hinder each other: a semaphore has one producer and one
+    consumer. Of the wait mask of an instruction only the semaphores that its unit consumes count,
+    of the signal mask those that it produces. A unit may have up to ``UNDER_WAY`` instructions
+    begun and not finished; ``done`` refers to the oldest. An instruction is offered two cycles
+    after it was queued at the earliest, and a unit can take one every other cycle. A signal lets
+    another unit's instruction be offered two cycles after ``done``.
 
     Members
     -------
@@ -93,7 +99,7 @@ class Issue(wiring.Component):
     moved : out, 1
         Something was queued, granted, taken or finished; for the watchdog.
     overflow : out, 1; overflow_pc : out, 24
-        A semaphore passed its maximum; index of an instruction that signalled it.
+        A semaphore at its maximum was signalled; index of the instruction that did.
     """
 
     def __init__(self, config: Config) -> None:
@@ -122,9 +128,12 @@ class Issue(wiring.Component):
         m.submodules.semaphores = semaphores = Semaphores()
         grants = Signal(len(QUEUED))
         taken = Signal(len(QUEUED))
+        overflows = Signal(len(QUEUED))
         incoming = self.queued.payload
-        earlier = Signal(len(QUEUED) + 1)
-        """Bit i: a unit before i is granted."""
+
+        def pick(mask: Value, bits: list[int]) -> Value:
+            return Cat(mask[bit] for bit in bits)
+
         for unit in QUEUED:
             queue = SyncFIFO(width=_ENTRY.size, depth=self.config.queue_depth)
             under_way = SyncFIFO(width=_STARTED.size, depth=UNDER_WAY)
@@ -136,18 +145,24 @@ class Issue(wiring.Component):
             oldest = data.View(_STARTED, under_way.r_data)
             granted = Signal(name=f"{name}_granted")
             command = self.commands[unit]
+            consumed, produced = _consumed(unit), _produced(unit)
+            missing = head.wait & ~pick(semaphores.available, consumed)
 
             with m.If(incoming.unit == unit):
                 m.d.comb += self.queued.ready.eq(queue.w_rdy)
-            missing = head.wait & ~semaphores.available
             m.d.comb += [
-                queue.w_data.eq(Cat(incoming.wait, incoming.signal, incoming.command)),
+                queue.w_data.eq(
+                    Cat(
+                        pick(incoming.wait, consumed),
+                        pick(incoming.signal, produced),
+                        incoming.command,
+                    )
+                ),
                 queue.w_en.eq(self.queued.valid & (incoming.unit == unit)),
                 grants[unit].eq(
                     queue.r_rdy & ~granted & under_way.w_rdy & ~missing.any() & ~self.stop
-                    & ~earlier[unit]
                 ),
-                earlier[unit + 1].eq(earlier[unit] | grants[unit]),
+                pick(semaphores.take, consumed).eq(head.wait & grants[unit].replicate(_OWN)),
                 command.valid.eq(granted & ~self.stop),
                 command.payload.eq(head.command),
                 taken[unit].eq(command.valid & command.ready),
@@ -156,17 +171,19 @@ class Issue(wiring.Component):
                 begun.pc.eq(head.command.pc),
                 under_way.w_en.eq(grants[unit]),
                 under_way.r_en.eq(self.done[unit]),
-                semaphores.signals[unit].eq(
-                    oldest.signal & self.done[unit].replicate(SEMAPHORES)
+                pick(semaphores.signal, produced).eq(
+                    oldest.signal & self.done[unit].replicate(_OWN)
+                ),
+                overflows[unit].eq(
+                    (pick(semaphores.signal, produced) & pick(semaphores.full, produced)).any()
                 ),
                 self.unit_idle[unit].eq(~queue.r_rdy & ~under_way.r_rdy),
                 self.running[unit].eq(under_way.r_rdy),
                 self.running_pc[unit].eq(oldest.pc),
                 self.blocked[unit].eq(queue.r_rdy & ~granted),
                 self.blocked_pc[unit].eq(head.command.pc),
-            ]  # fmt: skip
+            ]
             with m.If(grants[unit]):
-                m.d.comb += semaphores.take.eq(head.wait)
                 m.d.sync += granted.eq(1)
             with m.Elif(taken[unit]):
                 m.d.sync += granted.eq(0)
@@ -174,12 +191,11 @@ class Issue(wiring.Component):
         m.d.comb += [
             self.idle.eq(self.unit_idle.all()),
             self.moved.eq(
-                (self.queued.valid & self.queued.ready) | grants.any() | taken.any()
-                | self.done.any()
+                (self.queued.valid & self.queued.ready) | (grants | taken | self.done).any()
             ),
-            self.overflow.eq(semaphores.overflow.any()),
-        ]  # fmt: skip
+            self.overflow.eq(overflows.any()),
+        ]
         for unit in reversed(QUEUED):
-            with m.If((semaphores.signals[unit] & semaphores.overflow).any()):
+            with m.If(overflows[unit]):
                 m.d.comb += self.overflow_pc.eq(self.running_pc[unit])
         return m
