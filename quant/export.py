@@ -21,7 +21,7 @@ from systolith.quant.observe import trace
 from systolith.quant.quantize import QuantizedModel, QuantizeError, Recipe, quantize
 from systolith.quant.tokenizer import BOS, Tokenizer
 
-CALIBRATION_SEQUENCES = 8
+CALIBRATION_SEQUENCES = 16
 CALIBRATION_LENGTH = 256
 CALIBRATION_SEED = 1000
 """Of the default calibration text."""

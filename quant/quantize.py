@@ -70,7 +70,7 @@ class Recipe:
     bits: tuple[tuple[str, int], ...] = ()
     probability_bits: int = 16
     cache_scales: str = "channel"
-    range: str = "minmax"
+    range: str = "percentile"
     percentile: float = 99.99
     headroom: float = 2.0
     context: int | None = None

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from systolith.artifact import Artifact
 from systolith.forward import IntegerModel
 from systolith.quant import export
-from systolith.quant.checkpoint import load_model
+from systolith.quant.checkpoint import BUNDLED, load_model
 from systolith.quant.evaluate import float_logits, perplexity, sample
 from systolith.quant.export import (
     compare,
@@ -64,8 +64,7 @@ def test_quantization_is_reproducible(artifact, tmp_path):
 
 def test_a_checkpoint_file_and_a_recipe(tmp_path):
     model, tokenizer = load_model("bundled")
-    (tmp_path / "config.json").write_bytes(
-        (export_bundled() / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes((BUNDLED / "config.json").read_bytes())
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     steps: list[str] = []
     made = quantize_checkpoint(tmp_path / "model.safetensors", tokenizer, text=TEXT,
@@ -74,12 +73,6 @@ def test_a_checkpoint_file_and_a_recipe(tmp_path):
     assert made.metadata["checkpoint"] == "model.safetensors"
     assert made.graph.context == 32
     assert made.graph.tensors["norm"].bits == 8
-
-
-def export_bundled():
-    from systolith.quant.checkpoint import BUNDLED
-
-    return BUNDLED
 
 
 def test_the_hash_depends_on_weights_and_configuration(seed):
