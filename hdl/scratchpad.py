@@ -20,7 +20,6 @@ from systolith.hdl.layouts import PARAMETER, ReadPort, WritePort, bits_for_rows,
 from systolith.hdl.load import load_write
 from systolith.isa import LoadSpace
 
-
 NO_COLLISIONS = {"no_rw_check": 1}
 """Attribute of a memory for Yosys: what a read in the cycle of its write returns does not matter.
 Without it, registers and multiplexers are added to return the old row."""

@@ -41,12 +41,15 @@ class Job:
     ``program``: one, or memory contents that start with its instructions, (bytes,) uint8.
     ``base``: where in memory it is put, a multiple of 32. ``watchdog``: cycles without movement
     before an error. ``settings``: of the memory, beyond those of the ``MachineSim``.
+    ``reset_after``: cycles after which the host resets the machine instead of waiting for the end;
+    0: it does not.
     """
 
     program: Program | NDArray[np.uint8]
     base: int = 0
     watchdog: int = 1 << 20
     max_cycles: int = 1 << 32
+    reset_after: int = 0
     settings: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -190,6 +193,7 @@ class MachineSim:
                     "after": f"after{index}.bin",
                     "watchdog": job.watchdog,
                     "max_cycles": job.max_cycles,
+                    "reset_after": job.reset_after,
                     "marks": on_mark is not None,
                     "settings": {**dict.fromkeys(SETTINGS, 0), **self.settings, **job.settings},
                 }

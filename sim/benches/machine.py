@@ -100,6 +100,15 @@ async def wait(dut: Any, control: Registers, marks: bool, max_cycles: int) -> No
             return
 
 
+async def reset(dut: Any, control: Registers) -> None:
+    """The machine's own reset; afterwards it must look like new."""
+    await control.write("CONTROL", registers.CONTROL_RESET)
+    while await control.read("STATUS"):
+        pass
+    assert await control.read("ERROR") == 0 and await control.read("ERROR_PC") == 0
+    assert not dut.irq.value, "the interrupt outlived the reset"
+
+
 async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str, Any]) -> dict:
     """One program from start to end; everything that can be read afterwards."""
     memory.configure(**job["settings"])
@@ -110,7 +119,11 @@ async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str
     await control.write("IRQ_ENABLE", enabled)
     begun, at = time.monotonic(), get_sim_time("ns")
     await control.write("CONTROL", registers.CONTROL_START)
-    await wait(dut, control, job["marks"], job["max_cycles"])
+    if job["reset_after"]:
+        await Timer(PERIOD_NS * job["reset_after"], "ns")
+        await reset(dut, control)
+    else:
+        await wait(dut, control, job["marks"], job["max_cycles"])
     seconds, simulated = time.monotonic() - begun, (get_sim_time("ns") - at) / PERIOD_NS
 
     values = {register.name: await control.read(register.name) for register in registers.REGISTERS}
@@ -139,9 +152,5 @@ async def machine(dut: Any) -> None:
         progress({"result": results[-1]})
         memory.check_protocol()
         if results[-1]["registers"]["STATUS"] & registers.STATUS_ERROR:
-            await control.write("CONTROL", registers.CONTROL_RESET)
-            while await control.read("STATUS"):
-                pass
-            assert await control.read("ERROR") == 0 and await control.read("ERROR_PC") == 0
-            assert not dut.irq.value, "the interrupt outlived the reset"
+            await reset(dut, control)
     report({"results": len(results)})

@@ -163,6 +163,25 @@ def _shifted(settings: dict[str, int]) -> dict[str, int]:
     return {"latency": 10, **settings, **moved}
 
 
+def test_reset_in_the_middle(seed: int) -> None:
+    """The host resets at any moment: bursts end properly, and the next program runs well."""
+    machine = MachineSim(CONFIGS["dim4"], size_bytes=MEMORY)
+    rng = np.random.default_rng(seed)
+    good = random_program(CONFIGS["dim4"], 20, seed)
+    jobs = []
+    for i in range(12):
+        program = random_program(CONFIGS["dim4"], 40, 100 * seed + i)
+        settings = SETTINGS[i % len(SETTINGS)]
+        jobs.append(Job(program, reset_after=int(rng.integers(1, 5000)), settings=settings))
+        jobs.append(Job(good, base=1 << 16, settings=settings))
+    results = machine.run_all(jobs)  # which checks the protocol, too
+    _, wanted, _ = expected(good)
+    for index, (stopped, after) in enumerate(zip(results[::2], results[1::2], strict=True)):
+        assert not stopped.done and stopped.error == Error.NONE
+        assert after.done, f"after reset {index}: {after.error.name} at {after.error_pc}"
+        compare(after.memory, wanted, what=f"memory after reset {index}")
+
+
 @pytest.mark.parametrize("which", ["fetch", "load", "store"])
 def test_bus_that_never_answers(which: str) -> None:
     machine = MachineSim(CONFIGS["dim4"], size_bytes=MEMORY)
