@@ -1,6 +1,7 @@
 """The command line. Every heavy import happens inside the command that needs it."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from systolith.graph import Graph
     from systolith.quant.tokenizer import Tokenizer
     from systolith.sim.generate import Generation
+
+# Small products: threads that wait for each other cost more than they bring.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 CLOCK_MHZ = 100.0
 DEMO_PROMPT = "If the expression"

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Before numpy is imported: on small products, threads cost more than they bring.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 DEFAULT_SEED = 1
 
 

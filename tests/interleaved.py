@@ -52,7 +52,7 @@ class InterleavedMachine(GoldenMachine):
     def run(self, max_instructions: int = 1 << 30) -> None:
         pc = 0
         for _ in range(max_instructions):
-            item = self._with_registers(self._fetch(pc))
+            item = self._with_registers(self._fetch(pc), pc)
             if item.unit != Unit.SEQUENCER:
                 while len(self.queues[item.unit]) >= self.depth:
                     self._execute_one()
