@@ -6,6 +6,8 @@ m_axi read ◀─ arbiter ◀─┬─ fetch       load ─▶ scratchpad ◀─
 m_axi write ◀─ store
 """
 
+from typing import Any
+
 from amaranth import Cat, Module, ResetInserter
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect
@@ -80,7 +82,7 @@ class Systolith(wiring.Component):
         # The others: the units, in the order of isa.Unit, and what serves them.
         load, store = LoadUnit(config), StoreUnit(config)
         matmul, vector = MatmulUnit(config), VectorUnit(config)
-        units = {
+        units: dict[Unit, Any] = {
             Unit.LOAD: load, Unit.STORE: store, Unit.MATMUL: matmul, Unit.VECTOR: vector,
         }  # fmt: skip
         fetch, sequencer, issue = InstructionFetch(config), Sequencer(), Issue(config)

@@ -141,10 +141,10 @@ class ProgramDice:
         most = (length - limit) // steps if steps else 0xFFFF
         return fields | {
             "limit": limit,
-            "limit_step": rng.integers(0, most + 1),
+            "limit_step": int(rng.integers(0, most + 1)),
             "limit_rows": group,
-            "mult": rng.integers(0, 1 << 16),
-            "shift": rng.integers(0, 63) if self._flag(0.2) else rng.integers(10, 30),
+            "mult": int(rng.integers(0, 1 << 16)),
+            "shift": int(rng.integers(*((0, 63) if self._flag(0.2) else (10, 30)))),
         }
 
     def _norm(self) -> dict[str, int]:
