@@ -43,10 +43,10 @@ def operands(lanes: int) -> data.StructLayout:
 class Alu(wiring.Component):
     """``saturate(combine(table(scale(a)), b))`` on V lanes, one beat a cycle, bit-exact.
 
-    Latency: ``Requantize.LATENCY`` if A is scaled or 32-bit, plus ``FunctionTable.LATENCY`` if a
-    table is used, plus ``CombineLane.LATENCY`` (or ``LATENCY_MULTIPLY``) if B is joined: what an
-    instruction does not need is passed by. The whole pipeline stands still while ``o.ready`` is
-    low, so ``i.ready`` follows ``o.ready`` in the same cycle. Seven multipliers a lane.
+    Latency: ``Requantize.LATENCY`` if A is scaled or 32-bit, otherwise ``AS_IT_IS`` (1), plus
+    ``FunctionTable.LATENCY`` if a table is used, plus ``CombineLane.LATENCY`` (or
+    ``LATENCY_MULTIPLY``) if B is joined. The whole pipeline stands still while ``o.ready`` is low,
+    so ``i.ready`` follows ``o.ready`` in the same cycle. Seven multipliers a lane.
 
     Members
     -------
@@ -57,6 +57,8 @@ class Alu(wiring.Component):
     operation : in, ``OPERATION``
         Changes only while no beat is under way.
     """
+
+    AS_IT_IS = 1
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -107,10 +109,12 @@ class Alu(wiring.Component):
                 unit.mult.eq(Mux(operation.scale, parameter.mult, 1)),
                 unit.shift.eq(Mux(operation.scale, parameter.shift[:6], 0)),
             ]
+            as_it_is = delay(m, beat.a[lane][:16].as_signed(), self.AS_IT_IS, f"a_{lane}")
             value = Signal(signed(16), name=f"scaled_{lane}")
-            m.d.comb += value.eq(Mux(used, unit.result, beat.a[lane][:16].as_signed()))
+            m.d.comb += value.eq(Mux(used, unit.result, as_it_is))
             y.append(value)
-        others, valid = self._beside(m, used, "scale", others, self.i.valid, Requantize.LATENCY)
+        latencies = (Requantize.LATENCY, self.AS_IT_IS)
+        others, valid = self._beside(m, used, "scale", others, self.i.valid, latencies)
         return y, others, valid
 
     def _lookup(
@@ -132,7 +136,7 @@ class Alu(wiring.Component):
                 value.eq(Mux(used, table.result[lane], x)),
             ]
             result.append(value)
-        others, valid = self._beside(m, used, "table", others, valid, table.LATENCY)
+        others, valid = self._beside(m, used, "table", others, valid, (table.LATENCY, 0))
         return result, others, valid
 
     def _combine(
@@ -167,16 +171,31 @@ class Alu(wiring.Component):
         return result, Mux(used, Mux(multiply, later, sooner), valid)
 
     def _beside(
-        self, m: Module, used: Value, name: str, others: Value, valid: Value, latency: int
+        self,
+        m: Module,
+        used: Value,
+        name: str,
+        others: Value,
+        valid: Value,
+        latencies: tuple[int, int],
     ) -> tuple[Value, Value]:
-        """What accompanies the lanes through a stage that may be passed by.
+        """What accompanies the lanes through a stage that may be passed by, and around it.
 
         A beat that passes by leaves nothing in the stage: the next instruction may use it.
         """
+        ways = []
+        for taken, way, latency in zip((used, ~used), ("in", "by"), latencies, strict=True):
+            ways.append(
+                (
+                    delay(m, others, latency, f"others_{name}_{way}"),
+                    delay(m, valid & taken, latency, f"valid_{name}_{way}"),
+                )
+            )
+        (others_in, valid_in), (others_by, valid_by) = ways
         others_out = Signal(len(others), name=f"others_{name}")
         valid_out = Signal(name=f"valid_{name}")
         m.d.comb += [
-            others_out.eq(Mux(used, delay(m, others, latency, f"others_{name}"), others)),
-            valid_out.eq(Mux(used, delay(m, valid & used, latency, f"valid_{name}"), valid)),
+            others_out.eq(Mux(used, others_in, others_by)),
+            valid_out.eq(valid_in | valid_by),
         ]
         return others_out, valid_out

@@ -73,15 +73,15 @@ class ArgMax(wiring.Component):
         for lane in range(self.lanes):
             value = Signal(signed(17), name=f"value_{lane}")
             takes_part = inside | (edge & (lane < self.count[:lane_bits]))
-            m.d.comb += value.eq(Mux(takes_part, self.values[lane], Const(_NOTHING, signed(17))))
+            m.d.sync += value.eq(Mux(takes_part, self.values[lane], Const(_NOTHING, signed(17))))
             candidates.append(Cat(value, Const(lane, lane_bits)))
         largest = tree(m, candidates, _larger, "largest")
         value, lane = largest[:17].as_signed(), largest[17:]
 
         at = Signal(32)
         m.d.comb += at.eq(self.first + (beat << lane_bits))
-        at = delay(m, at, lane_bits, "at")
-        valids = Signal(lane_bits)
+        at = delay(m, at, 1 + lane_bits, "at")
+        valids = Signal(1 + lane_bits)
         m.d.sync += valids.eq(Cat(self.valid, valids))
         m.d.comb += self.busy.eq(valids.any())
 

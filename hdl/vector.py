@@ -49,9 +49,9 @@ class VectorUnit(wiring.Component):
     read what that one wrote. Throughput of ``vector``: one beat of V lanes a cycle, but a block
     takes as many cycles at least as it needs reads from the activation memory. Cycles from the
     acceptance of a command to its ``done``, if no port waits: the beats of the instruction, plus 4,
-    plus ``Requantize.LATENCY`` (scaled or from the accumulator), ``FunctionTable.LATENCY`` (with a
-    table), ``CombineLane.LATENCY`` (with B; one more to multiply), plus one for each read
-    of the activation memory beyond the first that a block needs. No errors.
+    plus the latency of ``Alu`` (1 to 17, what an instruction does not need is passed by), plus one
+    for each read of the activation memory beyond the first that a block needs. With an arg-max, up
+    to log2(V) more. No errors.
 
     Members
     -------

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 
 from systolith.config import Config
+from systolith.hdl.alu import Alu
 from systolith.hdl.combine import CombineLane
 from systolith.hdl.function_table import FunctionTable
 from systolith.hdl.requant import Requantize
@@ -64,6 +65,7 @@ def test_random_programs(dim: int, lanes: int, slots: int) -> None:
     assert all(drawn.get(f"format {mode}", 0) >= 10 for mode in map(int, Format)), drawn
 
 
+NONE = Alu.AS_IT_IS
 SCALE, TABLE, ADD = Requantize.LATENCY, FunctionTable.LATENCY, CombineLane.LATENCY
 MULTIPLY = CombineLane.LATENCY_MULTIPLY
 B = {"b": 200, "b_wide": 1, "b_period": 2, "mult_a": 300, "mult_b": 400, "shift": 9}
@@ -72,18 +74,18 @@ B = {"b": 200, "b_wide": 1, "b_period": 2, "mult_a": 300, "mult_b": 400, "shift"
 CASES = [
     ({"a_format": Format.ACC32}, SCALE, 0),
     ({"a_format": Format.ACC32, "scale": 1}, SCALE, 0),
-    ({"a_format": Format.INT16}, 0, 1),
-    ({"a_format": Format.INT8, "table": TableMode.EXACT}, TABLE, 1),
+    ({"a_format": Format.INT16}, NONE, 1),
+    ({"a_format": Format.INT8, "table": TableMode.EXACT}, NONE + TABLE, 1),
     ({"scale": 1, "table": TableMode.INTERPOLATE, "d_weight": 1}, SCALE + TABLE, 0),
     ({"scale": 1, "combine": Combine.ADD, **B}, SCALE + ADD, 1),
-    ({"a_format": Format.INT16, "combine": Combine.ADD, "d_wide": 1, **B}, ADD, 2),
+    ({"a_format": Format.INT16, "combine": Combine.ADD, "d_wide": 1, **B}, NONE + ADD, 2),
     (
         {"scale": 1, "table": TableMode.INTERPOLATE, "combine": Combine.MULTIPLY, **B},
         SCALE + TABLE + MULTIPLY,
         1,
     ),
     ({"scale": 1, "combine": Combine.ROPE, **B}, SCALE + ADD, 2),
-    ({"a_format": Format.INT16, "combine": Combine.ROPE, **B}, ADD, 3),
+    ({"a_format": Format.INT16, "combine": Combine.ROPE, **B}, NONE + ADD, 3),
 ]
 
 
