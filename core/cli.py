@@ -352,3 +352,17 @@ def softmax(rows: int, length: int, config_name: str, bits: str, seed: int, as_j
     result = measure_softmax(config, rows, length, seed=seed, wide=bits == "16")
     _print(result, as_json)
     _fail_unless_exact([result])
+
+
+@bench.command()
+@click.option("--model", default="bundled", show_default=True, help="Checkpoint, or `bundled`.")
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@click.option("--sequences", default=10, show_default=True, help="Texts of 256 tokens to sample.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def accuracy(model: str, tokenizer: str | None, sequences: int, seed: int, as_json: bool) -> None:
+    """Perplexity of the integer model beside the float model's."""
+    from systolith.quant.accuracy import measure_accuracy
+
+    result = measure_accuracy(model, tokenizer=tokenizer, sequences=sequences, seed=seed)
+    _print(result, as_json)
