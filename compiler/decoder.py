@@ -13,9 +13,10 @@ import numpy as np
 
 from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import planes
-from systolith.compiler.lower import Lowering, Registers, Unsupported
+from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
 from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.compiler.tensors import Registers, Unsupported
 from systolith.config import Config
 from systolith.fixed import Int
 from systolith.graph import Embedding, Graph, Rope
@@ -157,7 +158,7 @@ class _Decoder:
         return [*synchronize([*low.preload, *start]), *head, *body, *tail]
 
     def _segment(self, label: str, emit) -> list[Step]:
-        self.lowering._label = label
+        self.lowering.label = label
         self.lowering.steps = []
         emit()
         return self.lowering.steps

@@ -5,12 +5,10 @@ tokens there are, and at which position they start, stands in registers at run t
 so one body of code serves prefill and decode at every position.
 """
 
-from dataclasses import dataclass
-from enum import IntEnum
-
 import numpy as np
 
 from systolith.compiler.allocate import DoesNotFit, Pool, Ring
+from systolith.compiler.attention import AttentionLowering
 from systolith.compiler.layout import (
     Heads,
     Layout,
@@ -21,8 +19,8 @@ from systolith.compiler.layout import (
 )
 from systolith.compiler.memory import Memory
 from systolith.compiler.schedule import Region, Step
+from systolith.compiler.tensors import Placed, Registers, Unsupported
 from systolith.config import Config
-from systolith.errors import UserError
 from systolith.graph import (
     Add,
     ArgMax,
@@ -42,69 +40,8 @@ from systolith.isa import (
     Format,
     Instruction,
     LoadSpace,
-    StoreSpace,
     TableMode,
 )
-
-
-class Unsupported(UserError):
-    """A graph that this compiler cannot lower."""
-
-
-class Registers(IntEnum):
-    """What the sequencer's registers hold while a block is processed.
-
-    The suffix says at which bit the value stands, to be added to a packed operand word.
-    """
-
-    POSITION = 1
-    """Tokens already in the caches."""
-    PROMPT = 2
-    TOTAL = 3
-    TOKENS = 4
-    """Tokens of the block, M."""
-    TOKENS_16 = 5
-    GROUP_ROWS_16 = 6
-    """M times the query heads of a key head."""
-    TILES_20 = 7
-    """Key tiles, ceil((POSITION + M) / D)."""
-    SOFTMAX = 8
-    """Rows of a softmax at bit 0, key tiles at bit 12."""
-    POSITION_ROW = 9
-    """Byte offset of the position in a cache: POSITION * D."""
-    OLD = 10
-    """Cached tokens to load: max(POSITION, 1)."""
-    LAST = 11
-    """Activation rows from the block's first token to its last."""
-    ROPE_ROW = 12
-    """Byte offset of the position in the RoPE table."""
-    A = 13
-    B = 14
-    C = 15
-
-
-@dataclass
-class Placed:
-    """A tensor in the activation memory: first row, its layout, rows from token to token."""
-
-    first: int
-    layout: Layout
-    bits: int
-
-    @property
-    def planes(self) -> int:
-        return self.bits // 8
-
-    @property
-    def stride(self) -> int:
-        return self.layout.blocks * self.planes
-
-    @property
-    def format(self) -> Format:
-        return Format.INT16 if self.bits == 16 else Format.INT8
-
-    def region(self, tokens: int) -> Region:
-        return Region("activation", self.first, self.first + tokens * self.stride)
 
 
 class Lowering:
@@ -130,8 +67,8 @@ class Lowering:
         self.preload: list[Step] = []
         self.placed: dict[str, Placed] = {}
         self.heads: Heads | None = None
-        self._label = ""
-        self._pool = Pool("activation", config.activation_rows)
+        self.label = ""
+        self.pool = Pool("activation", config.activation_rows)
         half = config.accumulator_rows // 2
         self._accumulators = (Ring("accumulator", 0, half), Ring("accumulator", half, 2 * half))
         self._half = 0
@@ -140,7 +77,7 @@ class Lowering:
         self._last_use = self._find_last_uses()
         weights = self._weight_chunks() if resident else 0
         self._resident_weights = Ring("weight", 0, weights)
-        self._weights = Ring("weight", weights, config.weight_rows)
+        self.weights = Ring("weight", weights, config.weight_rows)
         parameters = self._parameter_rows() if resident else 0
         self._resident_parameters = Ring("parameter", 0, parameters)
         self._parameters = Ring("parameter", parameters, config.parameter_rows)
@@ -249,7 +186,7 @@ class Lowering:
         words = {opcode.field(name).word: int(r) for name, r in (registers or {}).items()}
         if len(words) != len(registers or {}):
             raise ValueError(f"{op}: two registers for one word")
-        step = Step(Instruction(op, fields, words), reads, writes, constant, self._label)
+        step = Step(Instruction(op, fields, words), reads, writes, constant, self.label)
         (self.steps if into is None else into).append(step)
         return step
 
@@ -265,11 +202,11 @@ class Lowering:
     ) -> None:
         """Loads constants: ``words`` consecutive words."""
         if words >= 1 << 16:
-            raise DoesNotFit(f"{self._label}: a load of {words} words is longer than 65535")
+            raise DoesNotFit(f"{self.label}: a load of {words} words is longer than 65535")
         fields = {"space": space, "address": address, "words": words, "rows": 1, "local": local}
         self.emit("load", fields, writes=(region,), constant=True, into=into)
 
-    def _load_parameters(self, name: str, rows: np.ndarray) -> tuple[int, Region]:
+    def load_parameters(self, name: str, rows: np.ndarray) -> tuple[int, Region]:
         """Brings parameter rows (blocks, D, 8) into the parameter memory; first row, region."""
         address = self.memory.constant(name, rows)
         ring = self._resident_parameters if self.resident else self._parameters
@@ -292,20 +229,20 @@ class Lowering:
         self._load(LoadSpace.TABLE, address, words, slot * words, region)
         return slot, region
 
-    def _accumulator(self, rows: int) -> int:
+    def accumulator(self, rows: int) -> int:
         """Accumulator rows in alternating halves: one half drains while the other fills."""
         self._half ^= 1
         return self._accumulators[self._half].take(rows)
 
-    def _hold_accumulator(self, rows: int) -> tuple[Ring, int]:
+    def hold_accumulator(self, rows: int) -> tuple[Ring, int]:
         """Like ``_accumulator``, for results that collect over several instructions."""
         self._half ^= 1
         ring = self._accumulators[self._half]
         return ring, ring.take(rows, hold=True)
 
-    def _place(self, name: str) -> Placed:
+    def place(self, name: str) -> Placed:
         placed = Placed(
-            self._pool.take(self._tensor_rows(name)),
+            self.pool.take(self._tensor_rows(name)),
             self._layouts[name],
             self.graph.tensors[name].bits,
         )
@@ -315,7 +252,7 @@ class Lowering:
     def _release(self, node: Node) -> None:
         for name, last in self._last_use.items():
             if last == node.name and name in self.placed:
-                self._pool.release(self.placed.pop(name).first)
+                self.pool.release(self.placed.pop(name).first)
 
     # Nodes ---------------------------------------------------------------------------------------
 
@@ -326,13 +263,13 @@ class Lowering:
                 continue
             if isinstance(node, Linear) and node.out in self._fused:
                 continue  # emitted by the node that reads it
-            self._label = node.name
+            self.label = node.name
             getattr(self, f"_{type(node).__name__.lower()}")(node)
             self._release(node)
 
     def place_input(self, node: Embedding) -> Placed:
         """Activation rows of the embedding's result."""
-        return self._place(node.out)
+        return self.place(node.out)
 
     def _norm(self, node: Norm) -> None:
         tensor = self.graph.tensors[node.x]
@@ -341,7 +278,7 @@ class Lowering:
                 f"{node.name}: {tensor.channels} features are more than max_features "
                 f"{self.config.max_features} of the configuration"
             )
-        x, out = self.placed[node.x], self._place(node.out)
+        x, out = self.placed[node.x], self.place(node.out)
         constants = self.graph.constants
         rows = parameter_rows(
             x.layout,
@@ -349,7 +286,7 @@ class Lowering:
             constants[node.gain].view(np.uint16),
             constants[node.shift],
         )
-        param, region = self._load_parameters(f"{node.name} parameters", rows)
+        param, region = self.load_parameters(f"{node.name} parameters", rows)
         last = self._only_last_token(node)
         count = 1 if last else self.tokens
         offset = {"a": Registers.LAST} if last else {"rows": Registers.TOKENS}
@@ -385,14 +322,14 @@ class Lowering:
         )
 
     def _linear(self, node: Linear) -> None:
-        out = self._place(node.out)
+        out = self.place(node.out)
         fields = {"d_wide": int(out.bits == 16)}
         if node.out == self.graph.logits:
             fields |= {"argmax": 1}
         self._matmul_drain(node, out, fields)
 
     def _rope(self, node: Rope) -> None:
-        out = self._place(node.out)
+        out = self.place(node.out)
         table = self.rope_table(node)
         assert self.heads is not None
         fields = {
@@ -407,7 +344,7 @@ class Lowering:
         self._binary(node, node.x, out, fields, reads)
 
     def _add(self, node: Add) -> None:
-        out = self._place(node.out)
+        out = self.place(node.out)
         a, b, mult_a, mult_b = node.a, node.b, node.mult_a, node.mult_b
         if self._fused.get(b) == node.name:
             a, b, mult_a, mult_b = b, a, mult_b, mult_a
@@ -425,7 +362,7 @@ class Lowering:
         self._binary(node, a, out, fields, (other.region(self.tokens),))
 
     def _multiply(self, node: Multiply) -> None:
-        out = self._place(node.out)
+        out = self.place(node.out)
         a, b = node.a, node.b
         if self._fused.get(b) == node.name:
             a, b = b, a
@@ -442,7 +379,7 @@ class Lowering:
         self._binary(node, a, out, fields, (other.region(self.tokens),))
 
     def _lookup(self, node: Lookup) -> None:
-        out = self._place(node.out)
+        out = self.place(node.out)
         slot, region = self._load_table(node.table)
         mode = TableMode.EXACT if node.exact else TableMode.INTERPOLATE
         fields = {"table": mode, "slot": slot, "d_wide": int(out.bits == 16)}
@@ -492,7 +429,7 @@ class Lowering:
         constants = self.graph.constants
         tiles = weight_rows(constants[node.weight], x.layout, layout)
         address = self.memory.constant(f"{node.name} weights", tiles)
-        param, param_region = self._load_parameters(
+        param, param_region = self.load_parameters(
             f"{node.name} parameters",
             parameter_rows(
                 layout, constants[node.bias], constants[node.mult], constants[node.shift]
@@ -512,7 +449,7 @@ class Lowering:
             weight, weights = self._load_weights(
                 address + n * k_tiles * d * d, n_tiles * k_tiles * d
             )
-            acc = self._accumulator(count * n_tiles)
+            acc = self.accumulator(count * n_tiles)
             accumulator = Region("accumulator", acc, acc + count * n_tiles)
             self.emit(
                 "matmul",
@@ -570,7 +507,7 @@ class Lowering:
         if self.resident:
             weights = n_tiles
         else:
-            free = (self._weights.stop - self._weights.start) // 3
+            free = (self.weights.stop - self.weights.start) // 3
             weights = max(1, free // (k_tiles * self.config.dim))
         accumulators = max(1, self.config.accumulator_rows // 4 // tokens)
         chunk = min(weights, accumulators, n_tiles, 1023)
@@ -579,7 +516,7 @@ class Lowering:
         return chunk
 
     def _load_weights(self, address: int, rows: int) -> tuple[int, Region]:
-        ring = self._resident_weights if self.resident else self._weights
+        ring = self._resident_weights if self.resident else self.weights
         first = ring.take(rows)
         region = Region("weight", first, first + rows)
         into = self.preload if self.resident else None
@@ -624,7 +561,7 @@ class Lowering:
         pad = np.zeros((self.tokens, *rows.shape[1:]), dtype=rows.dtype)
         address = self.memory.constant(f"rope {node.cos}", np.concatenate([rows, pad]))
         words = self._rope_rows()
-        first = self._pool.take(words)
+        first = self.pool.take(words)
         self.emit(
             "load",
             {
@@ -642,224 +579,5 @@ class Lowering:
         return placed
 
     def _attention(self, node: Attention) -> None:
-        heads = self.heads
-        assert heads is not None
-        d, g, hb = self.config.dim, heads.group, heads.head_blocks
-        tiles = -(-self.context // d)
-        q, k, v = (self.placed[name] for name in (node.q, node.k, node.v))
-        out = self._place(node.out)
-        constants = self.graph.constants
-        param, param_region = self._load_parameters(
-            f"{node.name} parameters",
-            parameter_rows(
-                out.layout, constants[node.bias], constants[node.mult], constants[node.shift]
-            ),
-        )
-        caches = {
-            name: self.memory.buffer(
-                f"{node.name} {name} cache", "uint8", (heads.sets * hb, self.context, d)
-            )
-            for name in ("key", "value")
-        }
-        # Query rows of one key block set lie as [token][head of the group][head block]: the rows of
-        # all heads of a group form one matmul.
-        wide = node.probability_bits == 16
-        p_stride = tiles * (2 if wide else 1)
-        group_rows = self.tokens * g
-        queries = Placed(self._pool.take(group_rows * hb * q.planes), q.layout, q.bits)
-        probabilities = [self._pool.take(group_rows * p_stride) for _ in range(2)]
-        turn = 0
-        for block in range(heads.sets):
-            cache_rows = self._cache_rows() * hb
-            cache = self._weights.take(2 * cache_rows, hold=True)
-            key = self._cache(k, caches["key"], block, "key", cache)
-            value = self._cache(v, caches["value"], block, "value", cache + cache_rows)
-            query = self._gather_queries(q, queries, block)
-            ring, context = self._hold_accumulator(group_rows * hb)
-            results = Region("accumulator", context, context + group_rows * hb)
-            for member in range(min(heads.per_block, heads.kv_heads - block * heads.per_block)):
-                turn ^= 1
-                self._scores(node, q.bits, query, key, probabilities[turn], member)
-                p = probabilities[turn]
-                self.emit(
-                    "matmul",
-                    {
-                        "act": p,
-                        "act_stride": p_stride,
-                        "weight": value.start,
-                        "n_tiles": hb,
-                        "acc": context,
-                        "acc_stride": hb,
-                        "w_stride_n": self._cache_rows(),
-                        "w_stride_k": d,
-                        "wide": int(wide),
-                        **self._lane_group(member, "mask_out"),
-                    },
-                    {"k_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
-                    reads=(Region("activation", p, p + group_rows * p_stride), value),
-                    writes=(results,),
-                )
-            self.emit(
-                "vector",
-                {
-                    "a": context,
-                    "a_stride": g * hb,
-                    "a_format": Format.ACC32,
-                    "d": out.first + block * g * hb * out.planes,
-                    "d_stride": out.stride,
-                    "blocks": g * hb,
-                    "scale": 1,
-                    "param": param + block * g * hb,
-                    "d_wide": int(out.bits == 16),
-                },
-                {"rows": Registers.TOKENS},
-                reads=(results, param_region),
-                writes=(out.region(self.tokens),),
-            )
-            ring.release(context)
-            self._weights.release(cache)
-        self._pool.release(queries.first)
-        for first in probabilities:
-            self._pool.release(first)
-
-    def _cache_rows(self) -> int:
-        """Weight rows of one cached block of keys or values: whole tiles."""
-        return -(-self.context // self.config.dim) * self.config.dim
-
-    def _cache(self, new: Placed, address: int, block: int, name: str, first: int) -> Region:
-        """Appends the block's rows of k or v to the cache; brings all of it to weight row first."""
-        heads = self.heads
-        assert heads is not None
-        d, hb, rows = self.config.dim, heads.head_blocks, self._cache_rows()
-        for part in range(hb):
-            index = block * hb + part
-            start = address + index * self.context * d
-            weight = Region("weight", first + part * rows, first + (part + 1) * rows)
-            source = Region("activation", new.first, new.first + self.tokens * new.stride)
-            old = Region(f"{self._label} {name} old", index, index + 1)
-            self.emit(
-                "load",
-                {
-                    "space": LoadSpace.WEIGHT,
-                    "address": start,
-                    "rows": 1,
-                    "local": weight.start,
-                },
-                {"words": Registers.OLD},
-                reads=(old,),
-                writes=(weight,),
-            )
-            self.emit(
-                "store",
-                {
-                    "space": StoreSpace.ACTIVATION,
-                    "address": start,
-                    "stride": d,
-                    "words": 1,
-                    "local": new.first + index,
-                    "local_stride": new.stride,
-                },
-                {"address": Registers.POSITION_ROW, "rows": Registers.TOKENS_16},
-                reads=(source,),
-                writes=(Region(f"{self._label} {name} new", index, index + 1),),
-            )
-            self.emit(
-                "vector",
-                {
-                    "a": new.first + index,
-                    "a_stride": new.stride,
-                    "a_format": Format.INT8,
-                    "d": weight.start,
-                    "d_stride": 1,
-                    "d_weight": 1,
-                    "blocks": 1,
-                },
-                {"rows": Registers.TOKENS, "d": Registers.POSITION},
-                reads=(source,),
-                writes=(weight,),
-            )
-        return Region("weight", first, first + rows * hb)
-
-    def _gather_queries(self, q: Placed, target: Placed, block: int) -> Region:
-        """Brings the query rows of a key block set into [token][head of the group] order."""
-        heads = self.heads
-        assert heads is not None
-        blocks = heads.group * heads.head_blocks
-        rows = blocks * q.planes
-        region = Region("activation", target.first, target.first + self.tokens * rows)
-        self.emit(
-            "vector",
-            {
-                "a": q.first + block * rows,
-                "a_stride": q.stride,
-                "a_format": q.format,
-                "d": target.first,
-                "d_stride": rows,
-                "blocks": blocks,
-                "d_wide": int(q.bits == 16),
-            },
-            {"rows": Registers.TOKENS},
-            reads=(q.region(self.tokens),),
-            writes=(region,),
-        )
-        return region
-
-    def _lane_group(self, member: int, mask: str) -> dict[str, int]:
-        """Fields that select the lanes of one of several heads in a block."""
-        heads = self.heads
-        assert heads is not None
-        if heads.per_block == 1:
-            return {}
-        return {mask: 1, "group_log2": heads.padded_dim.bit_length() - 1, "group": member}
-
-    def _scores(
-        self, node: Attention, bits: int, query: Region, key: Region, p: int, member: int
-    ) -> None:
-        """Scores of one key head with all its query heads, then their softmax."""
-        heads = self.heads
-        assert heads is not None
-        d, g, hb = self.config.dim, heads.group, heads.head_blocks
-        tiles = -(-self.context // d)
-        wide = node.probability_bits == 16
-        p_stride = tiles * (2 if wide else 1)
-        rows = self.tokens * g
-        acc = self._accumulator(rows * tiles)
-        scores = Region("accumulator", acc, acc + rows * tiles)
-        self.emit(
-            "matmul",
-            {
-                "act": query.start,
-                "act_stride": hb * bits // 8,
-                "k_tiles": hb,
-                "weight": key.start,
-                "acc": acc,
-                "acc_stride": tiles,
-                "w_stride_n": d,
-                "w_stride_k": self._cache_rows(),
-                "wide": int(bits == 16),
-                "signed": 1,
-                "columns": 1,
-                **self._lane_group(member, "mask_in"),
-            },
-            {"n_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
-            reads=(query, key),
-            writes=(scores,),
-        )
-        self.emit(
-            "softmax",
-            {
-                "a": acc,
-                "a_stride": tiles,
-                "d": p,
-                "d_stride": p_stride,
-                "d_wide": int(wide),
-                "limit": 1,
-                "limit_step": 1,
-                "limit_rows": g,
-                "shift": node.score_shift,
-                "mult": node.score_mult,
-            },
-            {"rows": Registers.SOFTMAX, "limit": Registers.POSITION},
-            reads=(scores,),
-            writes=(Region("activation", p, p + rows * p_stride),),
-        )
+        assert self.heads is not None
+        AttentionLowering(self, self.heads).run(node)

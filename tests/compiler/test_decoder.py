@@ -4,7 +4,7 @@ import torch
 
 from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.decoder import compile_decoder, logits, set_prompt
-from systolith.compiler.lower import Unsupported
+from systolith.compiler.tensors import Unsupported
 from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
 from systolith.program import Program
