@@ -137,7 +137,7 @@ def test_measurement(wide: bool, seed: int) -> None:
     measured = measure_softmax(Config(dim=8, lanes=4), 8, 512, seed, wide)
     assert measured["bit_exact"]
     assert measured["cycles"] == 10 * 128 + 31
-    assert measured["elements_per_cycle"] == 8 * 512 / 1311
+    assert measured["elements_per_cycle"] == 4
     assert measured["max_error_lsb"] <= 1
     # 512 roundings to 8 bits cost more; 16 bits are there for long rows.
     assert measured["row_sum_error"] <= (0.01 if wide else 0.5)
