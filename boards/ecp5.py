@@ -23,6 +23,10 @@ PACKAGE = "CABGA381"
 TARGET_MHZ = 100.0
 
 
+_REASON = re.compile(r"ERROR|Assert|wasm trap|terminate called|out of memory")
+"""What a line of a log holds that says why the tool died; the last such line is quoted."""
+
+
 class ToolError(UserError):
     """A synthesis tool that is missing or failed."""
 
@@ -108,8 +112,9 @@ def _run(command: list[str], log: Path) -> str:
         ).returncode
     text = log.read_text()
     if code:
-        errors = [line for line in text.splitlines() if "ERROR" in line] or text.splitlines()
-        raise ToolError(f"{Path(command[0]).name} failed: {errors[-1] if errors else code}")
+        lines = [line for line in text.splitlines() if line.strip()] or [f"exit code {code}"]
+        reasons = [line for line in lines if _REASON.search(line)] or lines
+        raise ToolError(f"{Path(command[0]).name} failed: {reasons[-1]}")
     return text
 
 

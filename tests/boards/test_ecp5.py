@@ -54,6 +54,12 @@ def test_a_failing_tool_is_quoted(tmp_path):
     assert Path(log).read_text() == "ERROR: no such thing\n"
 
 
+def test_a_crashing_tool_is_quoted_by_its_assertion(tmp_path):
+    script = "import sys; print('Assertion failed: a < b'); print('  frame 1'); sys.exit(134)"
+    with pytest.raises(ToolError, match="failed: Assertion failed: a < b$"):
+        ecp5._run([sys.executable, "-c", script], tmp_path / "log")
+
+
 @pytest.mark.slow
 def test_a_counter_is_placed_and_routed():
     report = synthesize(COUNTER, PORTS, "counter", 8)
