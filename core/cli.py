@@ -92,7 +92,7 @@ def _write_text(
         from systolith.sim.machine_tb import MachineSim
 
         step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
-        _ = MachineSim(config, waves=waves is not None).build
+        simulator = MachineSim(config, waves=waves is not None).build
     step(f"writing {tokens} tokens on {backend}")
     previous = ids[-1]
 
@@ -112,6 +112,8 @@ def _write_text(
         return
     step(f"{result.new} tokens × {graph.vocabulary} logits equal the golden forward, every bit")
     if backend == "rtl":
+        if waves is not None:
+            step(f"waveform: {waves.with_suffix('.' + simulator.waves)}")
         _report(result, config, clock)
 
 
