@@ -99,8 +99,10 @@ def encoder() -> Network:
             Norm(name="norm", x="attention", gain=torch.randn(8), bias=torch.randn(8), eps=1e-5,
                  center=True),
         ),
-        outputs=tuple(Output(x="norm", pool=pool) for pool in ("none", "first", "last"))
-        + (Output(x="norm", pool="mean", normalize=True),),
+        outputs=(
+            *(Output(x="norm", pool=pool) for pool in ("none", "first", "last")),
+            Output(x="norm", pool="mean", normalize=True),
+        ),
         context=10,
     )
 
