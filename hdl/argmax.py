@@ -65,23 +65,25 @@ class ArgMax(wiring.Component):
 
         inside = Signal()  # all lanes take part
         edge = Signal()  # the first count mod V lanes do
-        m.d.comb += [
+        m.d.sync += [
             inside.eq(beat < self.count[lane_bits:]),
             edge.eq(beat == self.count[lane_bits:]),
         ]
+        values = delay(m, Value.cast(self.values), 1, "values")
         candidates = []
         for lane in range(self.lanes):
-            value = Signal(signed(17), name=f"value_{lane}")
+            value = Signal(signed(17), name=f"value_{lane}", reset_less=True)
+            given = values.word_select(lane, 16).as_signed()
             takes_part = inside | (edge & (lane < self.count[:lane_bits]))
-            m.d.sync += value.eq(Mux(takes_part, self.values[lane], Const(_NOTHING, signed(17))))
+            m.d.sync += value.eq(Mux(takes_part, given, Const(_NOTHING, signed(17))))
             candidates.append(Cat(value, Const(lane, lane_bits)))
         largest = tree(m, candidates, _larger, "largest")
         value, lane = largest[:17].as_signed(), largest[17:]
 
         at = Signal(32)
         m.d.comb += at.eq(self.first + (beat << lane_bits))
-        at = delay(m, at, 1 + lane_bits, "at")
-        valids = Signal(1 + lane_bits)
+        at = delay(m, at, 2 + lane_bits, "at")
+        valids = Signal(2 + lane_bits)
         m.d.sync += valids.eq(Cat(self.valid, valids))
         m.d.comb += self.busy.eq(valids.any())
 

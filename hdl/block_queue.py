@@ -1,26 +1,30 @@
 """Where blocks wait that were read ahead."""
 
-from amaranth import Module, Mux, Signal, Value
+from amaranth import Module, Signal, Value
 from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
+_PLACES = 4
 
 
 class BlockQueue(wiring.Component):
-    """Two places for the answers of a memory that cannot be held up.
+    """Four places for the answers of a memory that cannot be held up.
 
     A request made in a cycle where ``room`` is high finds a place when its answer is pushed in the
-    next cycle. That is enough for an answer every cycle.
+    next cycle. That is enough for an answer every cycle, although ``room`` does not know of the
+    ``pop`` in the same cycle.
 
     Members
     -------
     push : in, 1; i : in, ``shape``
     o : out, ``shape``
-        The older block, while ``valid`` is high; from the cycle after its ``push``.
+        The oldest block, while ``valid`` is high; from the cycle after its ``push``.
     pop : in, 1
         Removes it; only while ``valid`` is high.
     valid : out, 1
     room : out, 1
-        Depends on ``push`` and ``pop`` in the same cycle.
+        Depends on ``push`` in the same cycle, and on nothing else but registers.
     """
 
     def __init__(self, shape) -> None:
@@ -38,18 +42,19 @@ class BlockQueue(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        places = [Signal(self.shape, name=f"place_{index}", reset_less=True) for index in range(2)]
-        into, out_of = Signal(), Signal()
-        level = Signal(2)
-        next_level = Signal(2)
+        m.submodules.places = places = Memory(shape=self.shape, depth=_PLACES, init=[])
+        write, read = places.write_port(), places.read_port(domain="comb")
+        level = Signal(range(_PLACES + 1))
         m.d.comb += [
-            next_level.eq(level + self.push - self.pop),
-            self.room.eq(next_level < 2),
-            self.valid.eq(level != 0),
-            Value.cast(self.o).eq(Mux(out_of, *(Value.cast(p) for p in reversed(places)))),
+            write.en.eq(self.push),
+            Value.cast(write.data).eq(Value.cast(self.i)),
+            Value.cast(self.o).eq(Value.cast(read.data)),
+            self.room.eq(level + self.push < _PLACES),
         ]
-        m.d.sync += [level.eq(next_level), into.eq(into ^ self.push), out_of.eq(out_of ^ self.pop)]
-        for index, place in enumerate(places):
-            with m.If(self.push & (into == index)):
-                m.d.sync += Value.cast(place).eq(Value.cast(self.i))
+        m.d.sync += [
+            level.eq(level + self.push - self.pop),
+            self.valid.eq((level + self.push - self.pop)[:3] != 0),
+            write.addr.eq(write.addr + self.push),
+            read.addr.eq(read.addr + self.pop),
+        ]
         return m

@@ -54,27 +54,27 @@ class CombineLane(wiring.Component):
         ]
 
         # The multipliers take most of a cycle, so what they take comes from registers.
-        y = Signal(signed(16))
-        other = Signal(signed(16))
-        factor_a = Signal(signed(17))
-        factor_b = Signal(signed(17))
+        y = Signal(signed(16), reset_less=True)
+        other = Signal(signed(16), reset_less=True)
+        factor_a = Signal(signed(17), reset_less=True)
+        factor_b = Signal(signed(17), reset_less=True)
         m.d.sync += [
             y.eq(self.y),
             factor_a.eq(Mux(add, self.mult_a, self.b)),
             factor_b.eq(Mux(rope, self.b2, self.mult_b)),
             other.eq(Mux(rope, self.partner, self.b)),
         ]
-        product_a = Signal(signed(33))
-        product_b = Signal(signed(33))
+        product_a = Signal(signed(33), reset_less=True)
+        product_b = Signal(signed(33), reset_less=True)
         m.d.sync += [product_a.eq(y * factor_a), product_b.eq(other * factor_b)]
 
         # A product of two int16 fits 32 bits.
         low, high = split_product(m, product_a[:32].as_signed(), self.mult_a, "scaled")
 
         # One adder, fed from two different stages.
-        first = Signal(signed(33))
-        second = Signal(signed(48))
-        total = Signal(signed(48))
+        first = Signal(signed(33), reset_less=True)
+        second = Signal(signed(48), reset_less=True)
+        total = Signal(signed(48), reset_less=True)
         m.d.comb += [
             first.eq(Mux(multiply, low, product_a)),
             second.eq(Mux(multiply, high << 16, product_b)),

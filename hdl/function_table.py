@@ -64,9 +64,9 @@ class FunctionTable(wiring.Component):
     def _lane(self, lane: int) -> Module:
         m = Module()
         x = self.x[lane]
-        index = Signal(8)
-        fraction = Signal(8)
-        small = Signal()  # x fits 8 bits
+        index = Signal(8, reset_less=True)
+        fraction = Signal(8, reset_less=True)
+        small = Signal(reset_less=True)  # x fits 8 bits
         m.d.comb += small.eq((x[7:] == 0) | x[7:].all())
         exact = Mux(small, x[:8], Cat((~x[15]).replicate(7), x[15]))
         m.d.comb += [
@@ -75,9 +75,9 @@ class FunctionTable(wiring.Component):
         ]
         base, slope = self._read(m, index)
 
-        product = Signal(signed(24))
-        line = Signal(signed(18))
-        over = Signal()
+        product = Signal(signed(24), reset_less=True)
+        line = Signal(signed(18), reset_less=True)
+        over = Signal(reset_less=True)
         with m.If(self.enable):
             fraction_2 = delay(m, fraction, 2, "fraction")
             base_3 = delay(m, base, 1, "base")
@@ -112,8 +112,8 @@ class FunctionTable(wiring.Component):
                 read.en.eq(self.enable),
             ]
             words.append(read.data)
-        chosen = Signal(bank_bits)
-        found = Signal(ENTRY)
+        chosen = Signal(bank_bits, reset_less=True)
+        found = Signal(ENTRY, reset_less=True)
         with m.If(self.enable):
             m.d.sync += chosen.eq(index[:bank_bits])
             m.d.sync += found.as_value().eq(Cat(words).word_select(chosen, 32))

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from systolith.config import Config
 from systolith.hdl.axi import BurstSplitter, ReadClient
 from systolith.hdl.layouts import PC_BITS, UnitSignature, operand, row
+from systolith.hdl.pipeline import Buffer
 from systolith.registers import Error
 
 LOCAL_BITS = 20
@@ -129,16 +130,19 @@ class LoadUnit(wiring.Component):
         with m.If(transfers.w_en & transfers.w_rdy):
             m.d.sync += prepared.eq(0)
 
+        # A burst waits in registers, so that the splitter needs no answer of the bus in its cycle.
+        m.submodules.bursts = bursts = Buffer(splitter.bursts.payload.shape())
+        wiring.connect(m, splitter.bursts, bursts.i)
         in_flight = Signal(range(config.outstanding + 1))
         requested = Signal()
         answered = Signal()
         may_ask = Signal()
         m.d.comb += [
             may_ask.eq((in_flight != config.outstanding) & ~self.stop),
-            self.bus.requests.valid.eq(splitter.bursts.valid & may_ask),
-            self.bus.requests.payload.addr.eq(splitter.bursts.payload.addr),
-            self.bus.requests.payload.beats.eq(splitter.bursts.payload.len + 1),
-            splitter.bursts.ready.eq(self.bus.requests.ready & may_ask),
+            self.bus.requests.valid.eq(bursts.o.valid & may_ask),
+            self.bus.requests.payload.addr.eq(bursts.o.payload.addr),
+            self.bus.requests.payload.beats.eq(bursts.o.payload.len + 1),
+            bursts.o.ready.eq(self.bus.requests.ready & may_ask),
             requested.eq(self.bus.requests.valid & self.bus.requests.ready),
             answered.eq(self.beat & self.bus.data.payload.last),
         ]
@@ -232,6 +236,12 @@ class LoadUnit(wiring.Component):
             self.error_pc.eq(word_pc),
         ]
         m.d.comb += self.busy.eq(
-            prepared | splitter.bursts.valid | transfers.r_rdy | active | full | self.done
+            prepared
+            | splitter.bursts.valid
+            | bursts.o.valid
+            | transfers.r_rdy
+            | active
+            | full
+            | self.done
         )
         return m

@@ -16,7 +16,7 @@ from amaranth.utils import bits_for, exact_log2
 from systolith.hdl.layouts import PARAMETER
 from systolith.hdl.norm_deviation import STEPS, InverseDeviation
 from systolith.hdl.norm_lane import INVERSE_BITS, SHIFT_BITS, Affine, Normalise
-from systolith.hdl.pipeline import Credits, Ring, delay, tree, walk
+from systolith.hdl.pipeline import Buffer, Credits, Ring, delay, tree, walk
 
 BEAT_BITS = 12
 ROWS_IN_FLIGHT = 16
@@ -108,8 +108,8 @@ class Norm(wiring.Component):
         """Phase A: features into the ring; a row's sum and inverse into their queues."""
         v, log_v = self.lanes, exact_log2(self.lanes)
         ring, info = m.submodules.ring, m.submodules.info
-        m.submodules.rows = rows = fifo.SyncFIFO(width=ROW.size, depth=2)
-        row = data.View(ROW, rows.r_data)
+        m.submodules.rows = rows = Buffer(ROW)
+        row = rows.o.payload
         # What the end of a row needs: taken there, while phase B takes ``info``.
         epilogue = data.StructLayout(
             {"count": self.count_bits, "center": 1, "eps": 16, "eps_shift": 6}
@@ -120,11 +120,11 @@ class Norm(wiring.Component):
         m.d.sync += cooling.eq(Mux(accept & last, STEPS - 1, cooling - (cooling != 0)))
         room = ring.available & (info.w_rdy | ~first) & ~(last & (cooling != 0))
         m.d.comb += [
-            rows.w_data.eq(Value.cast(self.rows.payload)),
-            rows.w_en.eq(self.rows.valid),
-            self.rows.ready.eq(rows.w_rdy),
-            rows.r_en.eq(accept & last),
-            self.i.ready.eq(rows.r_rdy & room),
+            rows.i.payload.eq(self.rows.payload),
+            rows.i.valid.eq(self.rows.valid),
+            self.rows.ready.eq(rows.i.ready),
+            rows.o.ready.eq(accept & last),
+            self.i.ready.eq(rows.o.valid & room),
             accept.eq(self.i.valid & self.i.ready),
             info.w_en.eq(accept & first),
             info.w_data.eq(Cat(row.length[: self.count_bits], row.beats, row.wide)),

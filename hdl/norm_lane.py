@@ -53,32 +53,32 @@ class Normalise(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        x = Signal(signed(16))
-        count = Signal(self.count_bits)
+        x = Signal(signed(16), reset_less=True)
+        count = Signal(self.count_bits, reset_less=True)
         total = delay(m, self.total, 2, "total")
         inverse = delay(m, self.inverse, 3, "inverse")
         shift = delay(m, self.shift, 5, "shift")
         m.d.sync += [x.eq(self.x), count.eq(self.count)]
 
-        scaled = Signal(signed(self.count_bits + 16))
+        scaled = Signal(signed(self.count_bits + 16), reset_less=True)
         m.d.sync += scaled.eq(x * count)
 
-        d = Signal(signed(max(self.count_bits + 16, self.total_bits) + 1))
+        d = Signal(signed(max(self.count_bits + 16, self.total_bits) + 1), reset_less=True)
         m.d.sync += d.eq(scaled - total)
 
-        low = Signal(LOW_BITS + INVERSE_BITS)
-        high = Signal(signed(len(d) - LOW_BITS + INVERSE_BITS))
+        low = Signal(LOW_BITS + INVERSE_BITS, reset_less=True)
+        high = Signal(signed(len(d) - LOW_BITS + INVERSE_BITS), reset_less=True)
         m.d.sync += [
             low.eq(d[:LOW_BITS] * inverse),
             high.eq(d[LOW_BITS:].as_signed() * inverse),
         ]
 
-        product = Signal(signed(len(high) + LOW_BITS))
+        product = Signal(signed(len(high) + LOW_BITS), reset_less=True)
         m.d.sync += product.eq((high << LOW_BITS) + low)
 
         # |d| <= sqrt(N * q), so |z| stays below 2**22: the golden's saturation cannot happen for
         # a feature of the row, and lanes beyond the row may hold anything.
-        t = Signal(signed(Z_BITS + 1))
+        t = Signal(signed(Z_BITS + 1), reset_less=True)
         m.d.sync += t.eq((product >> 1) >> shift)
 
         m.d.sync += self.z.eq((t + 1) >> 1)
@@ -113,18 +113,18 @@ class Affine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        low = Signal(signed(LOW_BITS + 1 + 16))
-        high = Signal(signed(Z_BITS - LOW_BITS + 16))
+        low = Signal(signed(LOW_BITS + 1 + 16), reset_less=True)
+        high = Signal(signed(Z_BITS - LOW_BITS + 16), reset_less=True)
         bias = delay(m, self.bias, 2, "bias")
         m.d.sync += [
             low.eq(self.z[:LOW_BITS] * self.gain),
             high.eq(self.z[LOW_BITS:].as_signed() * self.gain),
         ]
 
-        product = Signal(signed(Z_BITS + 16))
+        product = Signal(signed(Z_BITS + 16), reset_less=True)
         m.d.sync += product.eq((high << LOW_BITS) + low)
 
-        total = Signal(signed(Z_BITS + 17))
+        total = Signal(signed(Z_BITS + 17), reset_less=True)
         m.d.sync += total.eq(product + bias)
 
         m.submodules.round = rounder = RoundShift(len(total), 6, 16)
@@ -133,7 +133,7 @@ class Affine(wiring.Component):
 
         wide = delay(m, self.wide, self.LATENCY - 1, "wide")
         valid = delay(m, self.valid, self.LATENCY - 1, "valid")
-        narrow = Signal(signed(8))
+        narrow = Signal(signed(8), reset_less=True)
         fits = (y[7:] == 0) | y[7:].all()
         m.d.comb += narrow.eq(Mux(fits, y[:8].as_signed(), Mux(y[-1], -128, 127)))
         m.d.sync += self.result.eq(Mux(valid, Mux(wide, y, narrow), 0))

@@ -7,15 +7,19 @@ when the word comes out, so it needs no enable on its registers and no path from
 from collections.abc import Callable, Sequence
 
 from amaranth import Module, Mux, Signal, Value
-from amaranth.lib import memory, wiring
+from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 
 def delay(m: Module, value: Value, cycles: int, name: str) -> Value:
-    """``value`` as it was ``cycles`` cycles ago; the registers start at 0."""
+    """``value`` as it was ``cycles`` cycles ago; the registers start at 0.
+
+    A reset clears single bits only: words are worth nothing without the bit that says they are
+    valid, and a reset that reaches every register of a pipeline takes up much of an FPGA's wiring.
+    """
     for step in range(cycles):
-        stage = Signal(value.shape(), name=f"{name}_{step + 1}")
+        stage = Signal(value.shape(), name=f"{name}_{step + 1}", reset_less=len(value) > 1)
         m.d.sync += stage.eq(value)
         value = stage
     return value
@@ -31,7 +35,7 @@ def tree(
         joined = []
         for index in range(0, len(values), 2):
             pair = join(values[index], values[index + 1])
-            stage = Signal(pair.shape(), name=f"{name}_{level}_{index // 2}")
+            stage = Signal(pair.shape(), name=f"{name}_{level}_{index // 2}", reset_less=True)
             m.d.sync += stage.eq(pair)
             joined.append(stage)
         values = joined
@@ -48,10 +52,42 @@ def walk(m: Module, name: str, beats: Value) -> tuple[Signal, Signal, Signal, Si
     index = Signal(len(beats), name=f"index_{name}")
     first = Signal(name=f"first_{name}")
     last = Signal(name=f"last_{name}")
-    m.d.comb += [first.eq(index == 0), last.eq((index + 1)[: len(beats)] == beats)]
+    after = Signal(len(beats), name=f"after_{name}", init=1)  # index + 1, without an adder
+    m.d.comb += [first.eq(index == 0), last.eq(after == beats)]
     with m.If(accept):
-        m.d.sync += index.eq(Mux(last, 0, index + 1))
+        m.d.sync += [index.eq(Mux(last, 0, after)), after.eq(Mux(last, 1, after + 1))]
     return accept, index, first, last
+
+
+class Buffer(wiring.Component):
+    """Two places in registers: a stream in, the same stream out a cycle later, at a word a cycle.
+
+    Breaks all combinational paths: ``i.ready``, ``o.valid`` and ``o.payload`` are registers.
+
+    Members
+    -------
+    i : in, stream of ``shape``
+    o : out, stream of ``shape``
+    """
+
+    def __init__(self, shape) -> None:
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        spare = Signal(Value.cast(self.i.payload).shape(), reset_less=True)
+        full = Signal()
+        m.d.comb += self.i.ready.eq(~full)
+        with m.If(self.o.ready | ~self.o.valid):
+            m.d.sync += [
+                Value.cast(self.o.payload).eq(Mux(full, spare, Value.cast(self.i.payload))),
+                self.o.valid.eq(full | self.i.valid),
+                full.eq(0),
+            ]
+        with m.Elif(self.i.valid & self.i.ready):
+            m.d.sync += [spare.eq(Value.cast(self.i.payload)), full.eq(1)]
+        return m
 
 
 class Credits(wiring.Component):

@@ -14,8 +14,8 @@ def split_product(m: Module, x: Value, mult: Value, name: str) -> tuple[Signal, 
     ``x``: signed 32, ``mult``: unsigned 16; ``low`` is unsigned 32, ``high`` signed 32. Each takes
     one 18 × 18 multiplier.
     """
-    low = Signal(32, name=f"{name}_low")
-    high = Signal(signed(32), name=f"{name}_high")
+    low = Signal(32, name=f"{name}_low", reset_less=True)
+    high = Signal(signed(32), name=f"{name}_high", reset_less=True)
     m.d.sync += [low.eq(x[:16] * mult), high.eq(x[16:].as_signed() * mult)]
     return low, high
 
@@ -45,13 +45,13 @@ class Requantize(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        biased = Signal(signed(32))
-        mult = Signal(16)
+        biased = Signal(signed(32), reset_less=True)
+        mult = Signal(16, reset_less=True)
         m.d.sync += [biased.eq(self.x + self.bias), mult.eq(self.mult)]
 
         low, high = split_product(m, biased, mult, "product")
 
-        total = Signal(signed(48))
+        total = Signal(signed(48), reset_less=True)
         m.d.sync += total.eq(low + (high << 16))
 
         m.submodules.round = rounder = RoundShift(48, 6, 16)

@@ -63,26 +63,26 @@ class PiecewiseLinear(wiring.Component):
             attrs={"rom_style": "block", "ram_style": "block"},
         )
         read = table.read_port()
-        fraction_1 = Signal(rom.fraction_bits)
+        fraction_1 = Signal(rom.fraction_bits, reset_less=True)
         m.d.comb += read.addr.eq(self.segment)
         m.d.sync += fraction_1.eq(self.fraction)
 
         # A block RAM answers late in the cycle: its word is registered before the multiplier.
-        base_2 = Signal(base_bits)
-        slope_2 = Signal(signed(SLOPE_BITS))
-        fraction_2 = Signal(rom.fraction_bits)
+        base_2 = Signal(base_bits, reset_less=True)
+        slope_2 = Signal(signed(SLOPE_BITS), reset_less=True)
+        fraction_2 = Signal(rom.fraction_bits, reset_less=True)
         m.d.sync += [
             Cat(base_2, slope_2).eq(read.data),
             fraction_2.eq(fraction_1),
         ]
 
-        base_3 = Signal(base_bits)
-        product_3 = Signal(signed(SLOPE_BITS + rom.fraction_bits))
+        base_3 = Signal(base_bits, reset_less=True)
+        product_3 = Signal(signed(SLOPE_BITS + rom.fraction_bits), reset_less=True)
         m.d.sync += [base_3.eq(base_2), product_3.eq(slope_2 * fraction_2)]
 
         # The line never leaves 0 .. 2**base_bits; only the upper end can round out of the range.
-        line = Signal(base_bits + 1)
-        rounded = Signal(rom.bits + 1)
+        line = Signal(base_bits + 1, reset_less=True)
+        rounded = Signal(rom.bits + 1, reset_less=True)
         half = Const(1 << (tables.GUARD_BITS - 1), base_bits)
         m.d.comb += [
             line.eq(base_3 + half + (product_3 >> rom.fraction_bits)),

@@ -50,17 +50,17 @@ class RoundShift(wiring.Component):
         m = Module()
         # (x + half) >> shift equals (t + 1) >> 1 with t = (2 * x) >> shift: no variable half.
         wide = self.in_bits + 1
-        fine = Signal(signed(wide))
-        coarse_shift = Signal(self.shift_bits - FINE_BITS)
+        fine = Signal(signed(wide), reset_less=True)
+        coarse_shift = Signal(self.shift_bits - FINE_BITS, reset_less=True)
         m.d.sync += [
             fine.eq(Cat(Const(0, 1), self.x).as_signed() >> self.shift[:FINE_BITS]),
             coarse_shift.eq(self.shift[FINE_BITS:]),
         ]
 
-        t = Signal(signed(wide))
-        kept = Signal(signed(self.out_bits + 1))
-        above = Signal()
-        below = Signal()
+        t = Signal(signed(wide), reset_less=True)
+        kept = Signal(signed(self.out_bits + 1), reset_less=True)
+        above = Signal(reset_less=True)
+        below = Signal(reset_less=True)
         m.d.comb += t.eq(fine >> (coarse_shift << FINE_BITS))
         upper = t[self.out_bits :]  # all equal to the sign, if t fits into out_bits + 1
         m.d.sync += [
@@ -70,8 +70,8 @@ class RoundShift(wiring.Component):
         ]
 
         # kept = 0111..1 would round up to 2**(out_bits - 1).
-        largest = Signal()
-        rounded = Signal(signed(self.out_bits + 2))
+        largest = Signal(reset_less=True)
+        rounded = Signal(signed(self.out_bits + 2), reset_less=True)
         low = Const(-(1 << (self.out_bits - 1)), signed(self.out_bits))
         high = Const((1 << (self.out_bits - 1)) - 1, signed(self.out_bits))
         m.d.comb += [

@@ -14,7 +14,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from systolith import golden, tables
-from systolith.hdl.pipeline import Credits, Ring, delay, tree, walk
+from systolith.hdl.pipeline import Buffer, Credits, Ring, delay, tree, walk
 from systolith.hdl.rom import PiecewiseLinear
 from systolith.hdl.softmax_lane import (
     DISTANCE_BITS,
@@ -115,18 +115,18 @@ class Softmax(wiring.Component):
         v, log_v = self.lanes, exact_log2(self.lanes)
         ring, info, tops = m.submodules.ring_1, m.submodules.info_1, m.submodules.tops
         # Two descriptors, so that a row can begin right after the last beat of the one before.
-        m.submodules.rows = queue = fifo.SyncFIFO(width=ROW.size, depth=2)
-        row = data.View(ROW, queue.r_data)
+        m.submodules.rows = queue = Buffer(ROW)
+        row = queue.o.payload
         m.d.comb += [
-            queue.w_data.eq(Value.cast(self.rows.payload)),
-            queue.w_en.eq(self.rows.valid),
-            self.rows.ready.eq(queue.w_rdy),
+            queue.i.payload.eq(self.rows.payload),
+            queue.i.valid.eq(self.rows.valid),
+            self.rows.ready.eq(queue.i.ready),
         ]
         accept, index, first, last = walk(m, "a", row.beats)
         m.d.comb += [
-            self.i.ready.eq(queue.r_rdy & ring.available & (info.w_rdy | ~first)),
+            self.i.ready.eq(queue.o.valid & ring.available & (info.w_rdy | ~first)),
             accept.eq(self.i.valid & self.i.ready),
-            queue.r_en.eq(accept & last),
+            queue.o.ready.eq(accept & last),
             ring.claim.eq(accept),
             info.w_en.eq(accept & first),
             info.w_data.eq(Cat(row.beats, row.wide)),

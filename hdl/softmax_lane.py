@@ -40,17 +40,17 @@ class Exponential(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        score = Signal(signed(32))
-        mult = Signal(16)
+        score = Signal(signed(32), reset_less=True)
+        mult = Signal(16, reset_less=True)
         m.d.sync += [score.eq(self.score), mult.eq(self.mult)]
 
         # Two products that fit 18 × 18 multipliers.
-        low = Signal(32)
-        high = Signal(signed(32))
+        low = Signal(32, reset_less=True)
+        high = Signal(signed(32), reset_less=True)
         m.d.sync += [low.eq(score[:16] * mult), high.eq(score[16:].as_signed() * mult)]
 
         m.submodules.round = rounder = RoundShift(48, 6, 32)
-        product = Signal(signed(48))
+        product = Signal(signed(48), reset_less=True)
         m.d.sync += product.eq(Cat(low[:16], (high + low[16:])[:32]).as_signed())
         m.d.comb += [
             rounder.x.eq(product),
@@ -105,10 +105,10 @@ class Probability(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        mantissa = Signal(MANTISSA_BITS)
-        inverse = Signal(INVERSE_BITS)
-        distance = Signal(DISTANCE_BITS)
-        offset = Signal(len(self.offset))
+        mantissa = Signal(MANTISSA_BITS, reset_less=True)
+        inverse = Signal(INVERSE_BITS, reset_less=True)
+        distance = Signal(DISTANCE_BITS, reset_less=True)
+        offset = Signal(len(self.offset), reset_less=True)
         m.d.sync += [
             mantissa.eq(self.mantissa),
             inverse.eq(self.inverse),
@@ -118,8 +118,8 @@ class Probability(wiring.Component):
 
         # The golden's shift is length + distance + 9 - bits: 18 + offset + distance before the
         # rounding bit. Beyond 36 nothing is left of the product.
-        amount = Signal(6)
-        shift = Signal(5)
+        amount = Signal(6, reset_less=True)
+        shift = Signal(5, reset_less=True)
         m.d.comb += amount.eq(offset + distance)
         m.d.sync += shift.eq(Mux(amount[5], 31, amount[:5]))
         wide_2 = delay(m, self.wide, 2, "wide_a")
@@ -127,23 +127,23 @@ class Probability(wiring.Component):
         valid_4 = delay(m, self.valid, 4, "valid")
 
         product_bits = MANTISSA_BITS + INVERSE_BITS
-        product = Signal(product_bits)
+        product = Signal(product_bits, reset_less=True)
         m.d.sync += product.eq(mantissa * inverse)
 
         # Times (2**bits - 1) / 2**bits. Only the bits above the constant shift are looked at.
-        scaled = Signal(product_bits)
+        scaled = Signal(product_bits, reset_less=True)
         m.d.sync += scaled.eq(product - Mux(wide_2, product >> 16, product >> 8))
 
-        shifted = Signal(product_bits - 18)
+        shifted = Signal(product_bits - 18, reset_less=True)
         m.d.sync += shifted.eq(scaled[18:] >> delay(m, shift, 1, "amount"))
 
-        rounded = Signal(product_bits - 18)
-        over = Signal()
+        rounded = Signal(product_bits - 18, reset_less=True)
+        over = Signal(reset_less=True)
         m.d.comb += [
             rounded.eq((shifted + 1) >> 1),
             over.eq(Mux(wide_4, rounded[16:].any(), rounded[8:].any())),
         ]
-        p = Signal(16)
+        p = Signal(16, reset_less=True)
         m.d.comb += p.eq(Mux(over, Mux(wide_4, 0xFFFF, 0xFF), rounded))
         m.d.sync += self.result.eq(Mux(valid_4, p, 0))
         return m

@@ -17,6 +17,7 @@ from systolith.hdl.layouts import (
     operand,
     row,
 )
+from systolith.hdl.pipeline import Buffer
 from systolith.registers import Error
 
 LOCAL_BITS = 20
@@ -251,6 +252,9 @@ class StoreUnit(wiring.Component):
         )
         m.submodules.splitter = splitter = BurstSplitter(config, 16 + 2 + ratio_bits, tag)
         m.submodules.source = source = _Source(config)
+        # The address side must not know in the same cycle whether a local memory granted a read.
+        m.submodules.fetches = fetches = Buffer(_FETCH)
+        wiring.connect(m, fetches.o, source.fetches)
         job = splitter.jobs.payload
         beats = Signal(16 + 2 + ratio_bits)
         with m.If(skip | fetch.single):
@@ -270,9 +274,9 @@ class StoreUnit(wiring.Component):
             job.tag.misaligned.eq(misaligned),
             job.tag.single.eq(fetch.single),
             job.tag.lane.eq(start[2:size]),
-            splitter.jobs.valid.eq(prepared & (source.fetches.ready | skip)),
-            source.fetches.valid.eq(prepared & splitter.jobs.ready & ~skip),
-            source.fetches.payload.eq(fetch),
+            splitter.jobs.valid.eq(prepared & (fetches.i.ready | skip)),
+            fetches.i.valid.eq(prepared & splitter.jobs.ready & ~skip),
+            fetches.i.payload.eq(fetch),
         ]
         with m.If(splitter.jobs.valid & splitter.jobs.ready):
             m.d.sync += prepared.eq(0)
@@ -288,7 +292,10 @@ class StoreUnit(wiring.Component):
         m.submodules.b_bursts = b_bursts = fifo.SyncFIFO(
             width=b_burst.size, depth=config.outstanding
         )
-        burst = splitter.bursts.payload
+        # A burst waits in registers, so that the splitter needs no answer of the bus in its cycle.
+        m.submodules.bursts = bursts = Buffer(splitter.bursts.payload.shape())
+        wiring.connect(m, splitter.bursts, bursts.i)
+        burst = bursts.o.payload
         w_new = Signal(w_burst)
         b_new = Signal(b_burst)
         aw = self.bus.aw
@@ -299,8 +306,8 @@ class StoreUnit(wiring.Component):
         issue = Signal()
         m.d.comb += [
             room.eq(b_bursts.w_rdy & w_bursts.w_rdy & (~aw.valid | aw.ready)),
-            accept.eq(splitter.bursts.valid & splitter.bursts.ready),
-            splitter.bursts.ready.eq(room & ~self.stop),
+            accept.eq(bursts.o.valid & bursts.o.ready),
+            bursts.o.ready.eq(room & ~self.stop),
             issue.eq(accept & ~burst.tag.skip),
             w_new.len.eq(burst.len),
             w_new.single.eq(burst.tag.single),
@@ -379,5 +386,7 @@ class StoreUnit(wiring.Component):
             self.error_code.eq(Mux(b_head.skip, Error.MISALIGNED, Error.BUS_WRITE)),
             self.error_pc.eq(b_head.pc),
         ]
-        m.d.comb += self.busy.eq(prepared | splitter.bursts.valid | b_bursts.r_rdy | self.done)
+        m.d.comb += self.busy.eq(
+            prepared | splitter.bursts.valid | bursts.o.valid | b_bursts.r_rdy | self.done
+        )
         return m

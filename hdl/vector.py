@@ -1,11 +1,11 @@
 """The vector unit: everything between accumulator and activations that is not a matmul.
 
-    commands ─▶ read A, B ─▶ beats ─┬─▶ alu ─────▶┬─▶ write
-                 parameters ─▶──────┼─▶ norm ────▶┤
-                                    └─▶ softmax ─▶┘
+commands ─▶ read A, B ─▶ beats ─┬─▶ alu ─────▶┬─▶ write
+             parameters ─▶──────┼─▶ norm ────▶┤
+                                └─▶ softmax ─▶┘
 """
 
-from amaranth import Module, Mux, Signal, Value
+from amaranth import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -14,9 +14,10 @@ from systolith.config import Config
 from systolith.hdl.alu import OPERATION, Alu
 from systolith.hdl.argmax import ArgMax
 from systolith.hdl.fetch_parameters import FetchParameters
-from systolith.hdl.layouts import UnitSignature, operand
+from systolith.hdl.layouts import COMMAND, UnitSignature, operand
 from systolith.hdl.norm import ROW as NORM_ROW
 from systolith.hdl.norm import Norm
+from systolith.hdl.pipeline import Buffer
 from systolith.hdl.row_walk import WALK
 from systolith.hdl.softmax import ROW as SOFTMAX_ROW
 from systolith.hdl.softmax import Softmax
@@ -48,10 +49,10 @@ class VectorUnit(wiring.Component):
     An instruction is accepted when all writes of the one before it have happened, so that it may
     read what that one wrote. Throughput of ``vector``: one beat of V lanes a cycle, but a block
     takes as many cycles at least as it needs reads from the activation memory. Cycles from the
-    acceptance of a command to its ``done``, if no port waits: the beats of the instruction, plus 4,
+    acceptance of a command to its ``done``, if no port waits: the beats of the instruction, plus 6,
     plus the latency of ``Alu`` (1 to 17, what an instruction does not need is passed by), plus one
     for each read of the activation memory beyond the first that a block needs. With an arg-max, up
-    to log2(V) more. No errors.
+    to log2(V) + 1 more. No errors.
 
     Members
     -------
@@ -101,15 +102,23 @@ class VectorUnit(wiring.Component):
         m.submodules.softmax = softmax = Softmax(self.config.lanes, self.config.max_length)
         m.submodules.norm = norm = Norm(self.config.lanes, self.config.max_features)
 
-        start, running = Signal(), Signal()
+        # The command lies in registers when it starts.
+        taken, start, running = Signal(), Signal(), Signal()
+        command = Signal(COMMAND, reset_less=True)
         kinds = Signal(KINDS)
         for name in KINDS.members:
-            m.d.comb += kinds[name].eq(self.commands.payload.opcode == isa.BY_NAME[name].code)
-        self._start_read(m, start, kinds)
-        self._start_write(m, start)
-        operation = self._operation(m, start)
-        self._start_rows(m, start, kinds, softmax, norm)
+            m.d.comb += kinds[name].eq(command.opcode == isa.BY_NAME[name].code)
+        self._start_read(m, command, start, kinds)
+        self._start_write(m, command, start)
+        operation = self._operation(m, command, start)
+        self._start_rows(m, command, start, kinds, softmax, norm)
         m.d.comb += alu.operation.eq(operation)
+
+        # The registers in front of the writer hold up the ALU, which has many others, by one of
+        # theirs. It may go on while softmax or norm write: then it is empty.
+        m.submodules.results = results = Buffer(data.ArrayLayout(signed(16), self.config.lanes))
+        connect(m, results.o, write.i)
+        m.d.comb += alu.o.ready.eq(results.i.ready)
 
         # One instruction at a time, so that beats go where the instruction says.
         kind = Signal(KINDS)
@@ -126,7 +135,7 @@ class VectorUnit(wiring.Component):
             m.d.comb += Value.cast(sink).eq(Value.cast(parameters.o.payload))
         with m.If(kind.softmax):
             m.d.comb += [softmax.i.valid.eq(read.o.valid), read.o.ready.eq(softmax.i.ready)]
-            self._write_from(m, softmax)
+            self._write_from(m, results, softmax)
         with m.Elif(kind.norm):
             m.d.comb += [
                 norm.i.valid.eq(read.o.valid),
@@ -134,38 +143,38 @@ class VectorUnit(wiring.Component):
                 norm.params.valid.eq(parameters.o.valid),
                 parameters.o.ready.eq(norm.params.ready),
             ]
-            self._write_from(m, norm)
+            self._write_from(m, results, norm)
         with m.Else():
             m.d.comb += [
                 alu.i.valid.eq(read.o.valid & parameters.o.valid),
                 read.o.ready.eq(alu.i.ready & parameters.o.valid),
                 parameters.o.ready.eq(alu.i.ready & read.o.valid),
             ]
-            self._write_from(m, alu)
+            self._write_from(m, results, alu)
 
-        comparing = self._compare(m, start, kinds, operation)
+        comparing = self._compare(m, command, start, kinds, operation)
         m.d.comb += [
-            self.done.eq(running & write.finished & ~comparing),
+            self.done.eq(running & ~start & write.finished & ~comparing),
             self.busy.eq(running),
             self.commands.ready.eq(~running | self.done),
-            start.eq(self.commands.valid & self.commands.ready),
+            taken.eq(self.commands.valid & self.commands.ready),
         ]
-        with m.If(start):
-            m.d.sync += running.eq(1)
+        m.d.sync += start.eq(taken)
+        with m.If(taken):
+            m.d.sync += [running.eq(1), command.eq(self.commands.payload)]
         with m.Elif(self.done):
             m.d.sync += running.eq(0)
         return m
 
-    def _write_from(self, m: Module, source: Alu | Softmax | Norm) -> None:
+    def _write_from(self, m: Module, results: Buffer, source: Alu | Softmax | Norm) -> None:
         m.d.comb += [
-            self.write.i.valid.eq(source.o.valid),
-            source.o.ready.eq(self.write.i.ready),
-            Value.cast(self.write.i.payload).eq(Value.cast(source.o.payload)),
+            results.i.valid.eq(source.o.valid),
+            Value.cast(results.i.payload).eq(Value.cast(source.o.payload)),
         ]
+        if source is not self.alu:
+            m.d.comb += source.o.ready.eq(results.i.ready)
 
-    def _start_read(self, m: Module, start: Signal, kinds: data.View) -> None:
-        command = self.commands.payload
-
+    def _start_read(self, m: Module, command: data.View, start: Signal, kinds: data.View) -> None:
         def field(name: str) -> Value:
             return operand(command, "vector", name)
 
@@ -195,8 +204,7 @@ class VectorUnit(wiring.Component):
         with m.Elif(kinds.norm):
             m.d.comb += sources.format.eq(isa.Format.INT16)
 
-    def _start_write(self, m: Module, start: Signal) -> None:
-        command = self.commands.payload
+    def _start_write(self, m: Module, command: data.View, start: Signal) -> None:
         destination = Signal(DESTINATION)
         wide = operand(command, "vector", "d_wide")
         m.d.comb += [
@@ -207,9 +215,8 @@ class VectorUnit(wiring.Component):
             self.write.start.eq(start),
         ]
 
-    def _operation(self, m: Module, start: Signal) -> data.View:
+    def _operation(self, m: Module, command: data.View, start: Signal) -> data.View:
         """What the ALU does, for as long as the instruction runs."""
-        command = self.commands.payload
         operation = Signal(OPERATION)
         with m.If(start):
             for name in ("scale", "table", "slot", "combine", "mult_a", "mult_b", "shift"):
@@ -224,10 +231,15 @@ class VectorUnit(wiring.Component):
         return operation
 
     def _start_rows(
-        self, m: Module, start: Signal, kinds: data.View, softmax: Softmax, norm: Norm
+        self,
+        m: Module,
+        command: data.View,
+        start: Signal,
+        kinds: data.View,
+        softmax: Softmax,
+        norm: Norm,
     ) -> None:
         """The row descriptors of softmax and norm."""
-        command = self.commands.payload
         m.submodules.rows = rows = VectorRows()
         m.d.comb += [
             rows.start.eq(start & (kinds.softmax | kinds.norm)),
@@ -261,10 +273,10 @@ class VectorUnit(wiring.Component):
             ]
 
     def _compare(
-        self, m: Module, start: Signal, kinds: data.View, operation: data.View
+        self, m: Module, command: data.View, start: Signal, kinds: data.View, operation: data.View
     ) -> Signal:
         """The running maximum of what the ALU hands to the writer; high while it is not final."""
-        command, out = self.commands.payload, self.alu.o
+        out = self.alu.o
         beats = self.config.dim // self.config.lanes
         beat_bits = 12 + (beats - 1).bit_length()
         m.submodules.argmax = argmax = ArgMax(self.config.lanes, beat_bits)
