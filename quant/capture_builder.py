@@ -1,0 +1,517 @@
+"""The network under construction: operations are appended, and values become its tensors.
+
+Names are given at the end, when operations that nobody reads have gone: an operation that is
+alone in its module takes the module's path, others a suffix of their kind.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from systolith.quant.capture_recognize import normalization, rotation, scalar_function
+from systolith.quant.capture_values import (
+    CaptureError,
+    Formula,
+    Mix,
+    Place,
+    Pooled,
+    Scores,
+    Term,
+)
+from systolith.quant.network import (
+    POSITIONS,
+    Add,
+    Attention,
+    Concat,
+    Embed,
+    Function,
+    Given,
+    Linear,
+    Multiply,
+    Network,
+    Norm,
+    Op,
+    Output,
+    Rope,
+    Scale,
+    Slice,
+)
+
+
+class Builder:
+    """Operations by preliminary names, for B sequences of T tokens."""
+
+    def __init__(self, batch: int, length: int) -> None:
+        self.batch = batch
+        self.length = length
+        self.ops: dict[str, Op] = {}
+        self.places: dict[str, Place] = {}
+        self.suffixes: dict[str, str] = {}
+        self.channels: dict[str, int] = {}
+        self.sources: dict[str, frozenset[str]] = {}    # which inputs a tensor depends on
+
+    def emit(self, kind: Callable[..., Op], place: Place, channels: int, suffix: str,
+             **fields: Any) -> str:
+        """Appends an operation; returns the preliminary name of its tensor."""
+        name = f"%{len(self.ops)}"
+        op = kind(name=name, source=place.source, **fields)
+        self.ops[name] = op
+        self.places[name] = place
+        self.suffixes[name] = suffix
+        self.channels[name] = channels
+        own = {op.index} if isinstance(op, Embed) and op.index != POSITIONS else set()
+        self.sources[name] = frozenset(own).union(*(self.sources[x] for x in op.inputs))
+        return name
+
+    def given(self, name: str, channels: int, place: Place) -> Mix:
+        self.ops[name] = Given(name=name, source=place.source, channels=channels)
+        self.places[name] = place
+        self.channels[name] = channels
+        self.sources[name] = frozenset({name})
+        return self.whole(name)
+
+    def whole(self, name: str) -> Mix:
+        """All of a tensor [B, T, C]."""
+        return Mix((self.batch, self.length, self.channels[name]), [Term(name, None)])
+
+    # Values to tensors
+
+    def tensor(self, value: Any, place: Place, role: str = "") -> Mix:
+        """The value as elements of one tensor of the network, each as it is.
+
+        All channels of the tensor occur in the value. ``role`` joins the names of operations.
+        """
+        if isinstance(value, Formula):
+            return self.tensor(self._recognized(value), value.place, role)
+        if isinstance(value, Scores):
+            raise place.error("Attention scores are used for something other than a softmax over "
+                              "the keys and a product with the values")
+        if isinstance(value, Pooled):
+            raise place.error("What follows a mean over the tokens can only be linear, or a "
+                              "normalization of the result")
+        if not isinstance(value, Mix):
+            raise place.error(f"A tensor of the network is needed here, not {kind_of(value)}")
+        value = self._narrowed(value, place, role)
+        if len(value.terms) > 1:
+            value = self._rotated(value, place)
+        factor = value.factor
+        if isinstance(factor, Tensor):
+            value = self._channel_factor(value, factor, place)
+        elif factor != 1:
+            value = Mix(value.shape, [Term(self._scaled(value.x, factor, place),
+                                           value.terms[0].labels)])
+        return value
+
+    def _narrowed(self, value: Mix, place: Place, role: str) -> Mix:
+        """The same elements, of a tensor that has no other channels."""
+        if len(value.terms) == 1 and value.terms[0].labels is None:
+            return value
+        if len({term.x for term in value.terms}) > 1:
+            raise place.error("Different tensors are joined in a way that no Concat describes")
+        channels = self.channels[value.x]
+        used = torch.zeros(channels, dtype=torch.bool)
+        labels = [torch.as_tensor(term.labels) if term.labels is not None
+                  else value.labels for term in value.terms]
+        for label in labels:
+            used[label.flatten() % channels] = True
+        if used.all():
+            return value
+        chosen = used.nonzero().flatten()
+        count = len(chosen)
+        op = self.ops[value.x]
+        where = self.places[value.x]
+        first = int(chosen[0])
+        role = role or f"from_{first}"
+        if isinstance(op, Linear):
+            name = self.emit(Linear, where, count, role, x=op.x,
+                             weight=op.weight[chosen],
+                             bias=None if op.bias is None else op.bias[chosen])
+        elif isinstance(op, Embed):
+            name = self.emit(Embed, where, count, role,
+                             table=op.table[:, chosen], index=op.index)
+        elif count == int(chosen[-1]) - first + 1:
+            name = self.emit(Slice, place, count, joined("slice", role), x=value.x, first=first,
+                             count=count)
+        else:
+            raise place.error("Only contiguous channels can be taken from the result of "
+                              f"{type(op).__name__}")
+        new = torch.full((channels,), -1)
+        new[chosen] = torch.arange(count)
+        return Mix(value.shape, [
+            Term(name, label.div(channels, rounding_mode="floor") * count + new[label % channels],
+                 term.factor)
+            for label, term in zip(labels, value.terms, strict=True)])
+
+    def _rotated(self, value: Mix, place: Place) -> Mix:
+        found = rotation(value, self.channels[value.x], self.length, place)
+        name = self.emit(Rope, place, self.channels[value.x], "rope", x=value.x, cos=found.cos,
+                         sin=found.sin, head_dim=found.head_dim, pairs=found.pairs)
+        return self.tensor(Mix(value.shape, [Term(name, found.labels, found.factor)]), place)
+
+    def _scaled(self, name: str, factor: float, place: Place) -> str:
+        """A tensor times a number: by the weights where there are some."""
+        return self._weighted(name, torch.full((self.channels[name],), factor), place, factor)
+
+    def _weighted(self, name: str, gain: Tensor, place: Place, factor: float | None) -> str:
+        """A tensor times a number for each channel."""
+        op, where, suffix = self.ops[name], self.places[name], self.suffixes.get(name, "")
+        channels = self.channels[name]
+        match op:
+            case Linear():
+                bias = None if op.bias is None else op.bias * gain
+                return self.emit(Linear, where, channels, suffix, x=op.x,
+                                 weight=op.weight * gain[:, None], bias=bias)
+            case Norm():
+                bias = None if op.bias is None else op.bias * gain
+                return self.emit(Norm, where, channels, suffix, x=op.x, gain=op.gain * gain,
+                                 bias=bias, eps=op.eps, center=op.center)
+            case Embed():
+                return self.emit(Embed, where, channels, suffix, table=op.table * gain,
+                                 index=op.index)
+        if factor is not None and factor > 0:
+            return self.emit(Scale, place, channels, "scale", x=name, factor=factor)
+        what = "a number for each channel" if factor is None else f"the number {factor:g}"
+        raise place.error(f"The result of {type(op).__name__} cannot be multiplied by {what}; "
+                          "only that of a linear layer, norm or embedding can")
+
+    def _channel_factor(self, value: Mix, factor: Tensor, place: Place) -> Mix:
+        """One term whose factor is a tensor: uniform, or one number for each channel."""
+        channels = self.channels[value.x]
+        first = float(factor.flatten()[0])
+        if bool((factor == first).all()):
+            return self.tensor(Mix(value.shape, [Term(value.x, value.terms[0].labels, first)]),
+                               place)
+        gain = torch.ones(channels)
+        channel = value.labels % channels
+        gain[channel.flatten()] = factor.expand(value.shape).flatten().float()
+        if not torch.equal(gain[channel], factor.expand(value.shape).float()):
+            raise place.error("A tensor is multiplied by constants that differ from token to token")
+        return Mix(value.shape, [Term(self._weighted(value.x, gain, place, None),
+                                      value.terms[0].labels)])
+
+    # Formulas
+
+    def _recognized(self, formula: Formula) -> Mix:
+        if formula.found is None:
+            formula.found = self._find(formula)
+        return formula.found
+
+    def known(self, formula: Formula) -> bool:
+        """Whether the formula, as it is, can become operations."""
+        try:
+            self._recognized(formula)
+        except CaptureError:
+            return False
+        return True
+
+    def _find(self, formula: Formula) -> Mix:
+        place = formula.place
+        base = formula.base
+        if isinstance(base, Mix):
+            found = self._known(formula, base)
+            if found is not None:
+                return found
+        # Not one function of the base: take the last step alone.
+        operands = [a for a in formula.args if isinstance(a, Formula | Mix | Pooled)]
+        if len(operands) == 2 and formula.kind in ("add", "sub", "mul"):
+            return self.combined(formula.kind, operands[0], operands[1], place,
+                                 float(formula.kwargs.get("alpha", 1)))
+        inner = len(operands) == 1 and (isinstance(operands[0], Formula) or (
+            isinstance(operands[0], Mix) and operands[0].factor != 1))
+        if isinstance(base, Mix) and inner and not formula.tables():
+            x = self.tensor(operands[0], place)
+            if formula.kind in ("mul", "div") and operands[0] is formula.args[0]:
+                number = float(formula.args[1])
+                number = 1 / number if formula.kind == "div" else number
+                return Mix(x.shape, [Term(x.x, x.terms[0].labels, number)])
+            args = tuple(x if a is operands[0] else a for a in formula.args)
+            step = Formula(x, formula.target, args, formula.kwargs, formula.shape, place)
+            found = self._known(step, x)
+            if found is not None:
+                return found
+        raise place.error(f"The machine has no operation for {formula.kind} as it is used here; "
+                          "known are linear layers, embeddings, attention, LayerNorm, RMSNorm, "
+                          "rotary positions, sums, products and the functions of the network")
+
+    def _known(self, formula: Formula, base: Mix) -> Mix | None:
+        """A formula as a scalar function or a norm of its base."""
+        if formula.shape != base.shape:
+            return None
+        place = formula.place
+        scalar = scalar_function(formula)
+        if scalar is not None:
+            name, factor = scalar
+            x = self.tensor(unit(base), place)
+            if name:
+                name = self.emit(Function, place, self.channels[x.x], name, x=x.x, function=name)
+            return Mix(x.shape, [Term(name or x.x, x.terms[0].labels, factor)])
+        rows = self.rows(unit(base), place, check=False)
+        if rows is None:
+            return None
+        norm = normalization(formula)
+        if norm is None:
+            return None
+        x, channel = rows
+        channels = self.channels[x.x]
+        if len(channel) != channels or not torch.equal(channel, torch.arange(channels)):
+            raise place.error("A norm over a part of the channels (for instance of each head) has "
+                              "no operation on the machine")
+        name = self.emit(Norm, place, channels, "norm", x=x.x,
+                         gain=norm.gain, eps=norm.eps, center=norm.center)
+        return Mix(x.shape, [Term(name, x.terms[0].labels)])
+
+    # Operations
+
+    def rows(self, value: Any, place: Place, *, check: bool = True) -> tuple[Mix, Tensor] | None:
+        """A value whose last dimension holds channels of one token, and those channels [K].
+
+        The channels are the same for all rows. None (or an error with ``check``) otherwise.
+        """
+        x = self.tensor(value, place)
+        channels = self.channels[x.x]
+        if x.terms[0].labels is None:
+            return x, torch.arange(channels)
+        labels = x.labels.reshape(-1, x.shape[-1])
+        channel = labels[0] % channels
+        token = labels.div(channels, rounding_mode="floor")
+        if (token == token[:, :1]).all() and (labels % channels == channel).all():
+            return x, channel
+        if check:
+            raise place.error("The last dimension must hold the channels of one token here")
+        return None
+
+    def token_shape(self, x: Mix, channels: int, name: str) -> Mix:
+        """The tokens of the rows of x [..., K], for another tensor: [..., channels]."""
+        shape = (*x.shape[:-1], channels)
+        if x.terms[0].labels is None:
+            return Mix(shape, [Term(name, None)])
+        token = x.labels[..., :1].div(self.channels[x.x], rounding_mode="floor")
+        return Mix(shape, [Term(name, token * channels + torch.arange(channels))])
+
+    def linear(self, value: Any, weight: Tensor, bias: Tensor | None, place: Place,
+               suffix: str = "linear") -> Mix | Pooled:
+        """``value @ weight.T + bias``."""
+        if isinstance(value, Pooled):
+            if abs(value.factor * self.length - 1) > 1e-6:
+                raise place.error("A linear layer after a sum over the tokens must follow a mean")
+            inner = self.linear(value.first, weight, bias, place, suffix)
+            return Pooled(inner, value.factor)
+        x, channel = self.rows(value, place)
+        k = self.channels[x.x]
+        if weight.shape[1] != len(channel) or len(channel) != k:
+            raise place.error("A linear layer reads the channels of a token in a shape that is "
+                              "not its own")
+        if not torch.equal(channel, torch.arange(k)):
+            weight = weight[:, channel.argsort()]
+        weight = weight.detach().float()
+        name = self.emit(Linear, place, len(weight), suffix, x=x.x, weight=weight,
+                         bias=None if bias is None else bias.detach().float().expand(len(weight)))
+        return self.token_shape(x, len(weight), name)
+
+    def norm(self, value: Any, gain: Tensor | None, bias: Tensor | None, eps: float, center: bool,
+             size: int, place: Place) -> Mix:
+        x, channel = self.rows(value, place)
+        channels = self.channels[x.x]
+        if size != channels or not torch.equal(channel, torch.arange(channels)):
+            raise place.error("A norm over a part of the channels (for instance of each head) has "
+                              "no operation on the machine")
+        gain = torch.ones(channels) if gain is None else gain.detach().float()
+        name = self.emit(Norm, place, channels, "norm", x=x.x, gain=gain,
+                         bias=None if bias is None else bias.detach().float(), eps=eps,
+                         center=center)
+        return Mix(x.shape, [Term(name, x.terms[0].labels)])
+
+    def combined(self, kind: str, a: Any, b: Any, place: Place, alpha: float = 1) -> Mix:
+        """Sum, difference or product of two values with the same tokens and channels."""
+        a = self.tensor(a, place)
+        b = self.tensor(b, place)
+        if kind == "sub":
+            alpha = -alpha
+        if kind in ("add", "sub") and alpha != 1:
+            b = self.tensor(Mix(b.shape, [Term(b.x, b.terms[0].labels, float(alpha))]), place)
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        left, right = (expanded(x, shape) for x in (a, b))
+        same = self.channels[a.x] == self.channels[b.x] and equal(left, right)
+        if not same:
+            raise place.error("A sum or product of two tensors must combine the same tokens and "
+                              "channels of both")
+        op = Multiply if kind == "mul" else Add
+        name = self.emit(op, place, self.channels[a.x], "mul" if kind == "mul" else "add",
+                         a=a.x, b=b.x)
+        return Mix(shape, [Term(name, left.terms[0].labels)])
+
+    def add_constant(self, value: Any, constant: Tensor, place: Place) -> Mix:
+        """A bias (one number a channel) or a table by positions, added."""
+        x = self.tensor(value, place)
+        shape = torch.broadcast_shapes(x.shape, constant.shape)
+        if tuple(shape) != x.shape:
+            x = expanded(x, shape)
+        channels = self.channels[x.x]
+        constant = constant.detach().float().expand(shape)
+        labels = x.labels
+        channel = labels % channels
+        position = labels.div(channels, rounding_mode="floor") % self.length
+        bias = torch.zeros(channels)
+        bias[channel.flatten()] = constant.flatten()
+        op = self.ops[x.x]
+        if torch.equal(bias[channel], constant) and isinstance(op, Linear | Norm):
+            old = op.bias if op.bias is not None else 0
+            fields = {"x": op.x, "bias": old + bias}
+            fields |= ({"weight": op.weight} if isinstance(op, Linear) else
+                       {"gain": op.gain, "eps": op.eps, "center": op.center})
+            name = self.emit(type(op), self.places[x.x], channels, self.suffixes[x.x], **fields)
+            return Mix(x.shape, [Term(name, x.terms[0].labels)])
+        table = torch.zeros(self.length, channels)
+        table[position.flatten(), channel.flatten()] = constant.flatten()
+        if not torch.equal(table[position, channel], constant):
+            raise place.error("A constant that differs between the sequences of a batch is added")
+        # One table for all constants that follow each other: x + (p + q) for (x + p) + q.
+        before = self.ops.get(op.b) if isinstance(op, Add) else None
+        if isinstance(op, Add) and isinstance(before, Embed) and before.index == POSITIONS:
+            summed = self.emit(Embed, place, channels, "positions", table=before.table + table,
+                               index=POSITIONS)
+            name = self.emit(Add, place, channels, "add", a=op.a, b=summed)
+        else:
+            rows = self.emit(Embed, place, channels, "positions", table=table, index=POSITIONS)
+            name = self.emit(Add, place, channels, "add", a=x.x, b=rows)
+        return Mix(x.shape, [Term(name, x.terms[0].labels)])
+
+    def concat(self, values: list[Any], place: Place) -> Mix:
+        """Channels of several tensors of the same tokens, one after the other."""
+        parts = [self.rows(value, place) for value in values]
+        names = []
+        for x, channel in parts:
+            if not torch.equal(channel, torch.arange(self.channels[x.x])):
+                raise place.error("The parts of a concatenation must be whole tensors")
+            names.append(x.x)
+        total = sum(self.channels[name] for name in names)
+        shown = [self.token_shape(x, 1, x.x) for x, _ in parts]
+        if any(s.shape != shown[0].shape or not torch.equal(s.labels, shown[0].labels)
+               for s in shown):
+            raise place.error("A concatenation must join channels of the same tokens")
+        name = self.emit(Concat, place, total, "concat", xs=tuple(names))
+        return self.token_shape(parts[0][0], total, name)
+
+    # Attention
+
+    def attention(self, q: Mix, k: Mix, v: Mix, scale: float, causal: bool, place: Place) -> Mix:
+        """q [..., T, P], k and v [..., T, P] with the same leading dimensions (heads)."""
+        leading = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        heads = []
+        for value, role in ((q, "q"), (k, "k"), (v, "v")):
+            if role != "v" and value.plain and value.factor != 1 and value.factor > 0:
+                scale *= value.factor
+                value = unit(value)
+            value = self.tensor(value, place, role)
+            heads.append((value, *self._heads(expanded(value, (*leading, *value.shape[-2:])),
+                                              place)))
+        (q, batch, head, p), (k, batch_k, group, p_k), (v, batch_v, group_v, p_v) = heads
+        if not (torch.equal(batch, batch_k) and torch.equal(batch, batch_v)
+                and torch.equal(group, group_v) and p == p_k == p_v):
+            raise place.error("Queries, keys and values must belong to the same sequences and "
+                              "have heads of the same size")
+        if self.sources[q.x] != self.sources[k.x] or self.sources[k.x] != self.sources[v.x]:
+            raise place.error("Cross-attention (queries and keys of different inputs) has no "
+                              "operation on the machine")
+        count, kv_count = self.channels[q.x] // p, self.channels[k.x] // p
+        if count % kv_count or not torch.equal(group, head // (count // kv_count)):
+            raise place.error("Query head h must read key head h // (heads / key heads)")
+        name = self.emit(Attention, place, count * p, "attention", q=q.x, k=k.x, v=v.x,
+                         heads=count, kv_heads=kv_count, head_dim=p, scale=float(scale),
+                         causal=causal)
+        token = (batch * self.length)[:, None] + torch.arange(self.length)       # [N, T]
+        labels = ((token * count + head[:, None]) * p)[..., None] + torch.arange(p)
+        shape = (*leading, self.length, p)
+        return Mix(shape, [Term(name, labels.reshape(shape))])
+
+    def _heads(self, value: Mix, place: Place) -> tuple[Tensor, Tensor, int]:
+        """Sequence and head of each leading element of [..., T, P], and P."""
+        *_, length, p = value.shape
+        channels = self.channels[value.x]
+        labels = value.labels.reshape(-1, length, p)
+        start = labels[:, 0, 0]
+        batch = start.div(channels * self.length, rounding_mode="floor")
+        first = start % channels
+        expected = ((batch * self.length * channels + first)[:, None, None]
+                    + torch.arange(length)[:, None] * channels + torch.arange(p))
+        if length != self.length or not torch.equal(labels, expected) or (first % p).any():
+            raise place.error("Attention must be between all tokens of a sequence, over the "
+                              "channels of one head each; a batch has its sequences in the first "
+                              "dimension (batch_first)")
+        return batch, first // p, p
+
+    # The end
+
+    def network(self, outputs: list[Output], context: int) -> Network:
+        """The operations that the outputs need, under their final names."""
+        needed = {output.x for output in outputs}
+        for name in reversed(self.ops):
+            if name in needed:
+                needed.update(self.ops[name].inputs)
+        kept = {name: op for name, op in self.ops.items()
+                if name in needed or isinstance(op, Given)}
+        names = self._names(list(kept))
+        ops = []
+        for old, op in kept.items():
+            fields = {f: names[getattr(op, f)] for f in op.INPUTS}
+            if isinstance(op, Concat):
+                fields = {"xs": tuple(names[x] for x in op.xs)}
+            ops.append(replace(op, name=names[old], **fields))
+        ends = tuple(replace(output, x=names[output.x]) for output in outputs)
+        return Network(ops=tuple(ops), outputs=ends, context=context)
+
+    def _names(self, kept: list[str]) -> dict[str, str]:
+        alone = Counter(self.places[name].path for name in kept)
+        taken = {name for name in kept if not name.startswith("%")}
+        names = {name: name for name in taken}
+        for old in kept:
+            if old in names:
+                continue
+            path, suffix = self.places[old].path, self.suffixes[old]
+            name = path if path and alone[path] == 1 else ".".join(filter(None, (path, suffix)))
+            unique, number = name, 1
+            while unique in taken:
+                unique, number = f"{name}_{number}", number + 1
+            taken.add(unique)
+            names[old] = unique
+        return names
+
+
+def unit(value: Mix) -> Mix:
+    """The same elements with the factor one."""
+    if value.plain:
+        return Mix(value.shape, [Term(value.x, value.terms[0].labels)])
+    return value
+
+
+def expanded(value: Mix, shape: tuple[int, ...]) -> Mix:
+    """Broadcast to a shape."""
+    shape = tuple(shape)
+    if value.shape == shape:
+        return value
+    terms = [Term(t.x, (value.labels if len(value.terms) == 1 else t.labels).expand(shape),
+                  t.factor.expand(shape) if isinstance(t.factor, Tensor) else t.factor)
+             for t in value.terms]
+    return Mix(shape, terms)
+
+
+def equal(a: Mix, b: Mix) -> bool:
+    """Whether two values have the same tokens and channels, of whatever tensors."""
+    if a.terms[0].labels is None and b.terms[0].labels is None:
+        return True
+    return torch.equal(a.labels, b.labels)
+
+
+def joined(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for messages."""
+    return {"Index": "an integer input", "Tensor": "a constant"}.get(
+        type(value).__name__, type(value).__name__)
+
