@@ -1,0 +1,63 @@
+"""How to quantize: the choices that a user makes, in one frozen and serialisable place."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from systolith.errors import UserError
+
+METHODS = ("minmax", "percentile", "mse", "entropy")
+
+
+class RecipeError(UserError):
+    """A recipe that means nothing, or does not fit its network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to quantize.
+
+    bits              pairs of a pattern of tensor names and 8 or 16, the last match counts; what
+                      no pattern matches has 16. Names are those of the network's tensors that a
+                      matrix product reads, but keys and values (always 8).
+    probability_bits  bits of the attention probabilities, 8 or 16
+    range             of 8-bit tensors: see `calibrate.Range.clip`
+    percentile        part of the values, in percent, that "percentile" does not saturate
+    headroom          16-bit tensors can hold this multiple of the largest magnitude seen
+    smoothing         0: none; else the part of a channel's outlier that moves to the weights
+    clip_weights      weight ranges of the least error instead of the largest weight
+    bias_correction   the mean error that rounded weights cause is taken out of the bias
+    context           longest sequence of the integer model; None for that of the float network
+    """
+
+    bits: tuple[tuple[str, int], ...] = ()
+    probability_bits: int = 16
+    range: str = "percentile"
+    percentile: float = 99.99
+    headroom: float = 2.0
+    smoothing: float = 0.0
+    clip_weights: bool = True
+    bias_correction: bool = True
+    context: int | None = None
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, rule: str) -> None:
+            if not good:
+                raise RecipeError(f"{name} must be {rule}, not {getattr(self, name)!r}")
+
+        good = all(isinstance(p, str) and b in (8, 16) for p, b in self.bits)
+        check("bits", good, "pairs of a pattern and 8 or 16")
+        check("probability_bits", self.probability_bits in (8, 16), "8 or 16")
+        check("range", self.range in METHODS, f"one of {', '.join(METHODS)}")
+        check("percentile", 50 <= self.percentile <= 100, "from 50 to 100")
+        check("headroom", 1 <= self.headroom <= 64, "from 1 to 64")
+        check("smoothing", 0 <= self.smoothing <= 1, "from 0 to 1")
+        good = self.context is None or (type(self.context) is int and self.context > 0)
+        check("context", good, "a positive integer")
+
+    def activation_bits(self, name: str) -> int:
+        """Bits of the tensor ``name`` where a matrix product reads it."""
+        chosen = 16
+        for pattern, value in self.bits:
+            if fnmatchcase(name, pattern):
+                chosen = value
+        return chosen
