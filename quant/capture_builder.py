@@ -95,6 +95,11 @@ class Builder:
                               "normalization of the result")
         if not isinstance(value, Mix):
             raise place.error(f"A tensor of the network is needed here, not {kind_of(value)}")
+        if value.found is None:
+            value.found = self._as_it_is(value, place, role)
+        return value.found
+
+    def _as_it_is(self, value: Mix, place: Place, role: str) -> Mix:
         value = self._narrowed(value, place, role)
         if len(value.terms) > 1:
             value = self._rotated(value, place)
@@ -153,7 +158,9 @@ class Builder:
         return self.tensor(Mix(value.shape, [Term(name, found.labels, found.factor)]), place)
 
     def _scaled(self, name: str, factor: float, place: Place) -> str:
-        """A tensor times a number: by the weights where there are some."""
+        """A tensor times a number; a negative one goes into the weights."""
+        if factor > 0:
+            return self.emit(Scale, place, self.channels[name], "scale", x=name, factor=factor)
         return self._weighted(name, torch.full((self.channels[name],), factor), place, factor)
 
     def _weighted(self, name: str, gain: Tensor, place: Place, factor: float | None) -> str:
@@ -172,8 +179,6 @@ class Builder:
             case Embed():
                 return self.emit(Embed, where, channels, suffix, table=op.table * gain,
                                  index=op.index)
-        if factor is not None and factor > 0:
-            return self.emit(Scale, place, channels, "scale", x=name, factor=factor)
         what = "a number for each channel" if factor is None else f"the number {factor:g}"
         raise place.error(f"The result of {type(op).__name__} cannot be multiplied by {what}; "
                           "only that of a linear layer, norm or embedding can")

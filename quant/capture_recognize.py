@@ -11,8 +11,9 @@ from systolith.quant.network import FUNCTIONS
 SCALAR = frozenset((
     "add", "sub", "rsub", "mul", "div", "neg", "pow", "square", "sqrt", "rsqrt", "exp",
     "reciprocal", "relu", "gelu", "silu", "sigmoid", "tanh", "erf", "abs", "clamp", "clamp_min",
-    "clamp_max", "softplus", "log", "log1p", "expm1", "sin", "cos", "elu", "leaky_relu", "hardtanh", "relu6",
-    "hardswish", "hardsigmoid", "mish", "selu", "celu", "log_sigmoid", "softsign",
+    "clamp_max", "softplus", "log", "log1p", "expm1", "sin", "cos", "elu", "leaky_relu",
+    "hardtanh", "relu6", "hardswish", "hardsigmoid", "mish", "selu", "celu", "log_sigmoid",
+    "softsign",
 ))  # fmt: skip
 """Operators that compute each element from the same element."""
 REDUCING = frozenset(("mean", "sum", "var", "std", "linalg_vector_norm", "norm", "var_mean"))

@@ -213,6 +213,8 @@ class Tracer:
         value = a if isinstance(a, Value) else b
         scores = isinstance(a, Scores) or isinstance(b, Scores)
         if scores:
+            if kind == "sub" and isinstance(b, Tensor):
+                kind, constant = "add", -b
             return self._scores(kind, value, constant, place)
         if constant is None:
             return self._of_two(kind, a, b, alpha, args, kwargs, shape, place, node)

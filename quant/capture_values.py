@@ -53,6 +53,7 @@ class Mix:
 
     shape: tuple[int, ...]
     terms: list[Term]
+    found: "Mix | None" = field(default=None)       # the same elements, each as it is
 
     @property
     def x(self) -> str:
