@@ -326,16 +326,23 @@ class Network:
         return count
 
     @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor], lengths: Tensor | None = None) -> dict[str, Tensor]:
+    def run(
+        self, inputs: Mapping[str, Tensor], lengths: Tensor | None = None,
+        read: Callable[[Op, str, Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Every tensor by name, each [B, T, channels].
 
         ``inputs``: int64 [B, T] for index inputs, float [B, T, C] for given ones. ``lengths``:
         int64 [B], tokens of each sequence, the rest is padding on the right, whose results mean
-        nothing; None where all have T.
+        nothing; None where all have T. ``read(op, name, x)``: what an operation gets for its input
+        x of that name, to try roundings; None for x itself.
         """
         values: dict[str, Tensor] = {}
         for op in self.ops:
-            values[op.name] = self._execute(op, values, inputs, lengths)
+            seen = values
+            if read is not None:
+                seen = values | {name: read(op, name, values[name]) for name in op.inputs}
+            values[op.name] = self._execute(op, seen, inputs, lengths)
         return values
 
     def results(

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from systolith.graph import Graph
 from systolith.quant import transform
 from systolith.quant.build import Builder, cached, product_inputs
-from systolith.quant.calibrate import Range, batches_of, calibrate
+from systolith.quant.calibrate import Inputs, Range, batches_of, calibrate
 from systolith.quant.network import Network
 from systolith.quant.recipe import Recipe, RecipeError
 
@@ -47,19 +48,14 @@ def quantize_network(
     if context > network.context:
         raise RecipeError(f"context must be at most the network's {network.context}, "
                           f"not {context}")
+    seen = list(batches_of(network, batches, context))
     progress("preparing")
-    network = transform.adjacent_pairs(transform.fold_scales(transform.split_slices(network)))
+    network = prepared(network, seen, recipe, context)
     choosable = product_inputs(network)
     for pattern, _ in recipe.bits:
         if not any(fnmatchcase(name, pattern) for name in choosable):
             raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
                               f"chosen; these are {', '.join(choosable)}")
-    seen = list(batches_of(network, batches, context))
-    network = transform.turn_pairs(network, seen, context)
-    if recipe.smoothing:
-        progress("smoothing")
-        network = transform.smooth(network, calibrate(network, seen, set(), context),
-                                   recipe.smoothing)
     progress("calibrating")
     histograms = set(cached(network)) | {n for n in choosable if recipe.activation_bits(n) == 8}
     if recipe.range == "minmax":
@@ -71,3 +67,15 @@ def quantize_network(
     except ValueError as error:
         raise RecipeError(f"The network cannot be quantized: {error}") from error
     return QuantizedNetwork(graph=made, network=network, recipe=recipe, ranges=ranges)
+
+
+def prepared(
+    network: Network, batches: list[tuple[Inputs, Tensor | None]], recipe: Recipe, context: int
+) -> Network:
+    """A network of the same function in the form that the builder reads, and easy to quantize."""
+    network = transform.adjacent_pairs(transform.fold_scales(transform.split_slices(network)))
+    network = transform.turn_pairs(network, batches, context)
+    if recipe.smoothing:
+        ranges = calibrate(network, batches, set(), context)
+        network = transform.smooth(network, ranges, recipe.smoothing)
+    return network
