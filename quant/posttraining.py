@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from systolith.forward import IntegerModel
 from systolith.graph import Graph
 from systolith.quant import transform
 from systolith.quant.build import Builder, cached, product_inputs
 from systolith.quant.calibrate import Inputs, Range, batches_of, calibrate
-from systolith.quant.network import Network
+from systolith.quant.network import TOKENS, Network
 from systolith.quant.recipe import Recipe, RecipeError
 
 
@@ -27,6 +29,31 @@ class QuantizedNetwork:
     network: Network
     recipe: Recipe
     ranges: dict[str, Range]
+
+    def report(self, batches: Iterable[ArrayLike | Mapping[str, ArrayLike]]) -> str:
+        """A table, one line a tensor: bits, range, and the signal to quantization noise in dB over
+        batches of tokens, the errors of all tensors before it included."""
+        power: dict[str, list[float]] = {}
+        integers = IntegerModel(self.graph)
+        for inputs, lengths in batches_of(self.network, batches, self.graph.context):
+            floats = self.network.run(inputs, lengths)
+            for i, row in enumerate(inputs[TOKENS]):
+                count = len(row) if lengths is None else int(lengths[i])
+                integers.reset()
+                for name, x in integers.trace(row[:count].tolist()).items():
+                    if name in floats:
+                        real = floats[name][i, :count].double().numpy()
+                        noise = x * np.array(self.graph.tensors[name].scale) - real
+                        total = power.setdefault(name, [0.0, 0.0])
+                        total[0] += float((real**2).sum())
+                        total[1] += float((noise**2).sum())
+        lines = [f"{'tensor':40} bits      range  SQNR dB"]
+        for name, (signal, noise_power) in power.items():
+            tensor = self.graph.tensors[name]
+            limit = max(tensor.scale) * (2 ** (tensor.bits - 1) - 1)
+            ratio = 10 * np.log10(max(signal, 1e-300) / max(noise_power, 1e-300))
+            lines.append(f"{name:40} {tensor.bits:4} {limit:10.4g} {ratio:8.1f}")
+        return "\n".join(lines)
 
 
 def quantize_network(

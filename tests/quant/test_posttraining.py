@@ -238,3 +238,16 @@ def test_keys_and_values_are_no_choice():
     names = product_inputs(llama_network(small_llama(27)))
     assert "layers.0.attention.q" in names
     assert not {"layers.0.attention.k", "layers.0.attention.v"} & set(names)
+
+
+def test_report_says_where_the_noise_comes_from():
+    name = "layers.1.ffn.product"
+    decibel = []
+    for bits in (16, 8):
+        made = quantize_network(llama_network(small_llama(28)), tokens(29),
+                                Recipe(bits=((name, bits),)))
+        rows = {line.split()[0]: line.split() for line in made.report(tokens(29)).splitlines()}
+        assert set(rows) == {"tensor", *made.graph.tensors} - {"token"}
+        assert rows[name][1] == str(bits)
+        decibel.append(float(rows[name][3]))
+    assert decibel[0] > decibel[1] > 15
