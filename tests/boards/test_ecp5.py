@@ -56,7 +56,7 @@ def test_a_failing_tool_is_quoted(tmp_path):
 
 def test_a_crashing_tool_is_quoted_by_its_assertion(tmp_path):
     script = "import sys; print('Assertion failed: a < b'); print('  frame 1'); sys.exit(134)"
-    with pytest.raises(ToolError, match="failed: Assertion failed: a < b$"):
+    with pytest.raises(ToolError, match=r"failed: Assertion failed: a < b$"):
         ecp5._run([sys.executable, "-c", script], tmp_path / "log")
 
 
