@@ -1,7 +1,5 @@
 """The float network: what each operation computes, padding, pooling, and what is refused."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,61 +11,15 @@ from systolith.quant.network import (
     Attention,
     Concat,
     Embed,
-    Function,
     Given,
-    Linear,
-    Multiply,
     Network,
     NetworkError,
     Norm,
-    Op,
     Output,
-    Rope,
     Scale,
     Slice,
 )
-
-
-def llama_network(model: Llama) -> Network:
-    """A Llama, written down by hand."""
-    c = model.config
-    cos, sin = model.model.cos, model.model.sin
-    ops: list[Op] = [Embed(name="x0", table=model.model.embed_tokens.weight)]
-    for i, block in enumerate(model.model.layers):
-        a, f, x, s = block.self_attn, block.mlp, f"x{2 * i}", f"x{2 * i + 1}"
-
-        def norm(name, x, module):
-            return Norm(name=name, x=x, gain=module.weight, eps=c.norm_eps, center=False)
-
-        def rope(name, x):
-            return Rope(name=name, x=x, cos=cos, sin=sin, head_dim=c.head_dim, pairs=c.rope_pairs)
-
-        ops += [
-            norm(f"n{i}", x, block.input_layernorm),
-            Linear(name=f"q{i}", x=f"n{i}", weight=a.q_proj.weight),
-            Linear(name=f"k{i}", x=f"n{i}", weight=a.k_proj.weight),
-            Linear(name=f"v{i}", x=f"n{i}", weight=a.v_proj.weight),
-            rope(f"rq{i}", f"q{i}"),
-            rope(f"rk{i}", f"k{i}"),
-            Attention(name=f"c{i}", q=f"rq{i}", k=f"rk{i}", v=f"v{i}", heads=c.n_heads,
-                      kv_heads=c.n_kv_heads, head_dim=c.head_dim,
-                      scale=1 / math.sqrt(c.head_dim), causal=True),
-            Linear(name=f"o{i}", x=f"c{i}", weight=a.o_proj.weight),
-            Add(name=s, a=x, b=f"o{i}"),
-            norm(f"m{i}", s, block.post_attention_layernorm),
-            Linear(name=f"g{i}", x=f"m{i}", weight=f.gate_proj.weight),
-            Function(name=f"a{i}", x=f"g{i}", function="silu"),
-            Linear(name=f"u{i}", x=f"m{i}", weight=f.up_proj.weight),
-            Multiply(name=f"p{i}", a=f"a{i}", b=f"u{i}"),
-            Linear(name=f"d{i}", x=f"p{i}", weight=f.down_proj.weight),
-            Add(name=f"x{2 * i + 2}", a=s, b=f"d{i}"),
-        ]
-    ops += [
-        Norm(name="norm", x=f"x{2 * c.n_layers}", gain=model.model.norm.weight, eps=c.norm_eps,
-             center=False),
-        Linear(name="logits", x="norm", weight=model.classifier()),
-    ]
-    return Network(ops=tuple(ops), outputs=(Output(x="logits"),), context=c.max_seq_len)
+from tests.quant.networks import llama_network
 
 
 @pytest.mark.parametrize("pairs", ["adjacent", "halves"])
@@ -82,8 +34,9 @@ def test_a_llama_written_down_gives_its_logits(pairs):
     with torch.no_grad():
         torch.testing.assert_close(logits, model(tokens))
     assert network.generative and network.vocabulary == 32 and network.indices == ("tokens",)
-    assert network.channels()["p1"] == 24
-    assert [op.name for op in network.consumers("n0")] == ["q0", "k0", "v0"]
+    assert network.channels()["layers.1.ffn.product"] == 24
+    readers = [op.name for op in network.consumers("layers.0.attention.norm")]
+    assert len(readers) == 3 and readers[2] == "layers.0.attention.v"
 
 
 def encoder() -> Network:
