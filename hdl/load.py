@@ -156,17 +156,25 @@ class LoadUnit(wiring.Component):
         row_address = Signal(LOCAL_BITS)
         words_left = Signal(16)
         failed = Signal()
-        word = Signal(8 * config.dim)
+        gathered = Signal(8 * config.dim, reset_less=True)
+        """The beats of a word so far, the youngest at the top."""
         phase = Signal(range(ratio))
 
-        full = Signal()
-        """The word stage holds something: a word, or the end of a transfer without words."""
-        without_word = Signal()
-        ends = Signal()
-        code = Signal(4)
-        word_space = Signal(2)
-        word_address = Signal(LOCAL_BITS)
-        word_pc = Signal(PC_BITS)
+        # A word, or the end of a transfer without words. Two places, so that what becomes of a word
+        # here is not known to the bus in the same cycle.
+        word = data.StructLayout(
+            {
+                "data": 8 * config.dim,
+                "space": 2,
+                "address": LOCAL_BITS,
+                "pc": PC_BITS,
+                "code": 4,
+                "without_word": 1,
+                "ends": 1,
+            }
+        )
+        m.submodules.words = words = Buffer(word)
+        new, old = words.i.payload, words.o.payload
         leaves = Signal()
 
         free = Signal()
@@ -174,8 +182,9 @@ class LoadUnit(wiring.Component):
         row_ends = Signal()
         finishes = Signal()
         m.d.comb += [
-            leaves.eq(full & (self.writes.ready | without_word)),
-            free.eq(~full | leaves),
+            leaves.eq(words.o.valid & (self.writes.ready | old.without_word)),
+            words.o.ready.eq(self.writes.ready | old.without_word),
+            free.eq(words.i.ready),
             self.bus.data.ready.eq(active & ~current.skip & free),
             self.beat.eq(self.bus.data.valid & self.bus.data.ready),
             self.waiting.eq(active & ~current.skip & ~self.bus.data.valid),
@@ -185,14 +194,21 @@ class LoadUnit(wiring.Component):
                 active & Mux(current.skip, free, completes & row_ends & (current.rows == 1))
             ),
             transfers.r_en.eq(~active | finishes),
-            self.writes.valid.eq(full & ~without_word),
-            self.writes.payload.space.eq(word_space),
-            self.writes.payload.addr.eq(word_address),
-            self.writes.payload.data.eq(word),
+            self.writes.valid.eq(words.o.valid & ~old.without_word),
+            self.writes.payload.space.eq(old.space),
+            self.writes.payload.addr.eq(old.address),
+            self.writes.payload.data.eq(old.data),
+            words.i.valid.eq(completes | finishes),
+            new.data.eq(Cat(gathered, self.bus.data.payload.data)[8 * config.bus_bytes :]),
+            new.space.eq(current.space),
+            new.address.eq(address),
+            new.pc.eq(current.pc),
+            new.without_word.eq(current.skip),
+            new.ends.eq(finishes),
         ]
         with m.If(self.beat):
             m.d.sync += [
-                word.eq(Cat(word, self.bus.data.payload.data)[8 * config.bus_bytes :]),
+                gathered.eq(new.data),
                 phase.eq(Mux(completes, 0, phase + 1)),
                 failed.eq(failed | self.bus.data.payload.error),
             ]
@@ -205,20 +221,12 @@ class LoadUnit(wiring.Component):
                     words_left.eq(current.words),
                     current.rows.eq(current.rows - 1),
                 ]
-        with m.If(free):
-            m.d.sync += [
-                full.eq(completes | finishes),
-                without_word.eq(current.skip),
-                ends.eq(finishes),
-                word_space.eq(current.space),
-                word_address.eq(address),
-                word_pc.eq(current.pc),
-                code.eq(Error.NONE),
-            ]
-            with m.If(current.misaligned):
-                m.d.sync += code.eq(Error.MISALIGNED)
-            with m.Elif(~current.skip & (failed | self.bus.data.payload.error)):
-                m.d.sync += code.eq(Error.BUS_READ)
+        with m.If(current.misaligned):
+            m.d.comb += new.code.eq(Error.MISALIGNED)
+        with m.Elif(~current.skip & (failed | self.bus.data.payload.error)):
+            m.d.comb += new.code.eq(Error.BUS_READ)
+        with m.Else():
+            m.d.comb += new.code.eq(Error.NONE)
         with m.If(transfers.r_en):
             m.d.sync += [
                 active.eq(transfers.r_rdy),
@@ -230,10 +238,10 @@ class LoadUnit(wiring.Component):
             ]
 
         m.d.sync += [
-            self.done.eq(leaves & ends),
-            self.error.eq(leaves & ends & (code != Error.NONE)),
-            self.error_code.eq(code),
-            self.error_pc.eq(word_pc),
+            self.done.eq(leaves & old.ends),
+            self.error.eq(leaves & old.ends & (old.code != Error.NONE)),
+            self.error_code.eq(old.code),
+            self.error_pc.eq(old.pc),
         ]
         m.d.comb += self.busy.eq(
             prepared
@@ -241,7 +249,7 @@ class LoadUnit(wiring.Component):
             | bursts.o.valid
             | transfers.r_rdy
             | active
-            | full
+            | words.o.valid
             | self.done
         )
         return m

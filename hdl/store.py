@@ -81,6 +81,12 @@ class _Source(wiring.Component):
         room = Signal(range(self.AHEAD + 1), init=self.AHEAD)
         """Words of the FIFO that are neither occupied nor reserved."""
         need = Signal(3)
+        # What to read next waits in registers: whether a memory grants the read is known late.
+        read = data.StructLayout(
+            {"address": LOCAL_BITS, "accumulator": 1, "single": 1, "value": 32}
+        )
+        m.submodules.reads = reads = Buffer(read)
+        this = reads.o.payload
         arrived = Signal()
         arrived_accumulator = Signal()
         arrived_single = Signal()
@@ -91,26 +97,37 @@ class _Source(wiring.Component):
 
         wanted = Signal()
         granted = Signal()
+        asked = Signal()
         finishes = Signal()
         m.d.comb += [
-            need.eq(Mux(current.accumulator & ~current.single, _ACC_WORDS, 1)),
+            asked.eq(active & reads.i.ready),
+            reads.i.valid.eq(active),
+            reads.i.payload.address.eq(address),
+            reads.i.payload.accumulator.eq(current.accumulator),
+            reads.i.payload.single.eq(current.single),
+            reads.i.payload.value.eq(current.value),
+            finishes.eq(asked & (current.single | ((words_left == 1) & (current.rows == 1)))),
+            self.fetches.ready.eq(~active | finishes),
+            need.eq(Mux(this.accumulator & ~this.single, _ACC_WORDS, 1)),
             # One word enters the FIFO in each cycle: the next must find the way free.
             wanted.eq(
-                active & ~(arrived & arrived_accumulator) & (rest_count <= 1) & (room >= need)
+                reads.o.valid
+                & ~(arrived & arrived_accumulator)
+                & (rest_count <= 1)
+                & (room >= need)
             ),
-            self.activation.en.eq(wanted & ~current.single & ~current.accumulator),
-            self.activation.addr.eq(address),
-            self.accumulator.en.eq(wanted & ~current.single & current.accumulator),
-            self.accumulator.addr.eq(address),
+            self.activation.en.eq(wanted & ~this.single & ~this.accumulator),
+            self.activation.addr.eq(this.address),
+            self.accumulator.en.eq(wanted & ~this.single & this.accumulator),
+            self.accumulator.addr.eq(this.address),
             granted.eq(
-                (wanted & current.single)
+                (wanted & this.single)
                 | (self.activation.en & self.activation.ready)
                 | (self.accumulator.en & self.accumulator.ready)
             ),
-            finishes.eq(granted & (current.single | ((words_left == 1) & (current.rows == 1)))),
-            self.fetches.ready.eq(~active | finishes),
+            reads.o.ready.eq(granted),
         ]
-        with m.If(granted):
+        with m.If(asked):
             m.d.sync += [address.eq(address + 1), words_left.eq(words_left - 1)]
             with m.If(words_left == 1):
                 m.d.sync += [
@@ -132,8 +149,8 @@ class _Source(wiring.Component):
         m.d.sync += [
             arrived.eq(granted),
             arrived_accumulator.eq(self.accumulator.en),
-            arrived_single.eq(current.single),
-            value.eq(current.value),
+            arrived_single.eq(this.single),
+            value.eq(this.value),
             room.eq(room - Mux(granted, need, 0) + (self.words.valid & self.words.ready)),
         ]
         row_in = Value.cast(self.accumulator.data)
