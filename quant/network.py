@@ -2,10 +2,10 @@
 
 A `Network` is an ordered list of operations over named tensors, each [B, T, channels] float32 (B
 sequences of T tokens). It has the integer graph's vocabulary of operations (see `graph.py`), but
-real numbers: front ends (`capture`, `onnx_import`) recognise what a model computes and write it
-down here, with the module path and the source line that each operation came from; calibration
-executes it; transformations (smoothing, permuted rows) replace its weights; `quantize` turns it
-into integers. An operation and the tensor that it defines have the same name.
+real numbers: a front end (`capture`) recognises what a model computes and writes it down here, with
+the module path and the source line that each operation came from; calibration executes it;
+transformations (smoothing, permuted rows) replace its weights; `posttraining` turns it into
+integers. An operation and the tensor that it defines have the same name.
 
 Padding is no part of a network: each sequence is computed as if it were alone. `run` takes the
 length of each sequence of a padded batch and keeps attention from looking at the padding.
@@ -243,8 +243,7 @@ FUNCTIONS: dict[str, ScalarFunction] = {
 class Network:
     """Operations in an order in which they can be executed; validated on construction.
 
-    ``indices``: names of the integer inputs [B, T] that embeddings read; ``context``: longest
-    sequence. ``vocabulary`` is the number of rows of the `TOKENS` embedding, 0 without one.
+    ``context``: longest sequence, in tokens.
     """
 
     ops: tuple[Op, ...]
@@ -279,6 +278,7 @@ class Network:
 
     @property
     def vocabulary(self) -> int:
+        """Rows of the `TOKENS` embedding; 0 without one."""
         return next((len(op.table) for op in self.ops
                      if isinstance(op, Embed) and op.index == TOKENS), 0)
 
