@@ -1,8 +1,9 @@
 """The quantized-model file (.slq): an integer graph, its proof and its vocabulary, checked twice.
 
-A safetensors file: the graph's constants under "graph.", the tokenizer's file as bytes, and a JSON
-manifest in the metadata. Whoever loads one has a graph whose every parameter is legal and whose
-accumulators are proven not to overflow; whatever cannot be that is refused in one sentence.
+A safetensors file: the graph's constants under "graph.", the bounds that prove its accumulators
+under "proof.", the tokenizer's file as bytes, and a JSON manifest in the metadata. Whoever loads
+one has a graph whose every parameter is legal and whose accumulators are proven not to overflow;
+whatever cannot be that is refused in one sentence.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,23 +20,23 @@ from safetensors.numpy import save
 
 from systolith import bounds
 from systolith.errors import UserError
-from systolith.graph import KINDS, Graph, GraphError, Node, Tensor
+from systolith.graph import KINDS, Graph, GraphError, Node, Output, Tensor
 
 FORMAT = "systolith-model"
 """Key of the manifest in the file's metadata. The only one: safetensors writes several in an
 arbitrary order, and the same model has to give the same bytes."""
-VERSION = 1
+VERSION = 2
 PREFIX = "graph."
+PROOF = "proof."
 TOKENIZER = "tokenizer"
-_NUMBERS = ("context", "vocabulary", "bos", "eos")
 
 
 class ArtifactError(UserError):
     """A quantized-model file that cannot be used."""
 
 
-class _TooNew(ArtifactError):
-    """A file of a later version, which is not to be judged by this version's rules."""
+class _OtherVersion(ArtifactError):
+    """A file of another version, which is not to be judged by this version's rules."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,15 @@ class Artifact:
     def save(self, path: Path) -> None:
         """Writes the file atomically: whoever looks sees the old file, the new one, or none."""
         arrays = {PREFIX + name: value for name, value in self.graph.constants.items()}
+        arrays |= {PROOF + name: bound for name, bound in bounds.prove(self.graph).items()}
         arrays[TOKENIZER] = np.frombuffer(self.tokenizer, dtype=np.uint8)
         arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
         manifest = {
             "version": VERSION,
             "nodes": [{"kind": type(node).__name__} | asdict(node) for node in self.graph.nodes],
             "tensors": [asdict(tensor) for tensor in self.graph.tensors.values()],
-            "logits": self.graph.logits,
-            **{name: getattr(self.graph, name) for name in _NUMBERS},
-            "proof": bounds.prove(self.graph),
+            "outputs": [asdict(output) for output in self.graph.outputs],
+            **{name: getattr(self.graph, name) for name in ("context", "bos", "eos")},
             "checksum": _checksum(arrays),
             "metadata": self.metadata,
         }
@@ -99,18 +100,30 @@ class Artifact:
             manifest = _Manifest(json.loads(text))
             version = manifest.get("version", int)
             if version > VERSION:
-                raise _TooNew(
+                raise _OtherVersion(
                     f"{path} has version {version}, this release reads up to {VERSION}: "
                     f"install a newer systolith"
+                )
+            if version < VERSION:
+                raise _OtherVersion(
+                    f"{path} has version {version}, this release reads version {VERSION}: "
+                    f"quantize the model again"
                 )
             if manifest.get("checksum", str) != _checksum(arrays):
                 raise ArtifactError("its tensors do not have the checksum of its manifest")
             tokenizer = arrays.pop(TOKENIZER).tobytes()
-            constants = {name.removeprefix(PREFIX): value for name, value in arrays.items()}
+            constants, proof = (
+                {name.removeprefix(p): x for name, x in arrays.items() if name.startswith(p)}
+                for p in (PREFIX, PROOF)
+            )
             artifact = cls(manifest.graph(constants), tokenizer, manifest.get("metadata", dict))
-            if bounds.prove(artifact.graph) != manifest.get("proof", dict):
+            made = bounds.prove(artifact.graph)
+            same = made.keys() == proof.keys() and all(
+                np.array_equal(bound, proof[name]) for name, bound in made.items()
+            )
+            if not same:
                 raise ArtifactError("its overflow proof is not that of its weights")
-        except _TooNew:
+        except _OtherVersion:
             raise
         except (UserError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged: {error}; quantize the model again") from None
@@ -161,9 +174,14 @@ class _Manifest:
             nodes=tuple(_node(_Manifest(item)) for item in self.get("nodes", list)),
             tensors={tensor.name: tensor for tensor in tensors},
             constants=constants,
-            logits=self.get("logits", str),
-            **{name: self.get(name, int) for name in _NUMBERS},
+            outputs=tuple(_output(_Manifest(item)) for item in self.get("outputs", list)),
+            context=self.get("context", int),
+            bos=self.token("bos"),
+            eos=self.token("eos"),
         )
+
+    def token(self, name: str) -> int | None:
+        return None if self.data.get(name, MISSING) is None else self.get(name, int)
 
 
 def _tensor(item: _Manifest) -> Tensor:
@@ -172,6 +190,14 @@ def _tensor(item: _Manifest) -> Tensor:
         channels=item.get("channels", int),
         bits=item.get("bits", int),
         scale=tuple(item.get("scale", list)),
+    )
+
+
+def _output(item: _Manifest) -> Output:
+    return Output(
+        tensor=item.get("tensor", str),
+        pool=item.get("pool", str),
+        normalize=item.get("normalize", bool),
     )
 
 
@@ -191,8 +217,12 @@ def _node(item: _Manifest) -> Node:
     values = {}
     for parameter, spec in known.items():
         value = item.data.get(parameter, MISSING)
-        # JSON knows exactly the types that nodes have: str, int, bool and None.
-        good = isinstance(value, spec.type) and (type(value) is not bool or spec.type is bool)  # type: ignore[arg-type]
+        # JSON knows the types that nodes have, str, int, bool and None, and lists for tuples.
+        if get_origin(spec.type) is tuple and isinstance(value, list):
+            value = tuple(value)
+            good = all(isinstance(item, str) for item in value)
+        else:
+            good = isinstance(value, spec.type) and (type(value) is not bool or spec.type is bool)  # type: ignore[arg-type]
         if not good:
             raise GraphError(f"the {parameter} of {name} nodes cannot be {_shown(value)}")
         values[parameter] = value

@@ -6,6 +6,7 @@ because addition modulo 2**32 is associative.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from systolith.graph import Attention, Graph, GraphError, Linear
 
@@ -33,30 +34,35 @@ def linear_bound(weight: np.ndarray, bias: np.ndarray, x_bits: int) -> np.ndarra
     return (total << (x_bits - 1)) + np.abs(bias.astype(np.int64))
 
 
-def accumulator_bounds(graph: Graph) -> dict[str, int]:
-    """Largest magnitude of every accumulator: one entry for a linear node, two for attention."""
-    bounds: dict[str, int] = {}
+def accumulator_bounds(graph: Graph) -> dict[str, NDArray[np.int64]]:
+    """Largest magnitude of every accumulator, channel by channel: int64 [channels].
+
+    A linear node has an entry of its name, attention two: ".scores" (one number for all scores)
+    and ".context".
+    """
+    bounds: dict[str, NDArray[np.int64]] = {}
     for node in graph.nodes:
         if isinstance(node, Linear):
             weight, bias = graph.constants[node.weight], graph.constants[node.bias]
-            bits = graph.tensors[node.x].bits
-            bounds[node.name] = int(linear_bound(weight, bias, bits).max())
+            bounds[node.name] = linear_bound(weight, bias, graph.tensors[node.x].bits)
         elif isinstance(node, Attention):
-            q = 1 << (graph.tensors[node.q].bits - 1)
             bias = np.abs(graph.constants[node.bias].astype(np.int64))
             row = softmax_sum(graph.context, node.probability_bits)
-            bounds[f"{node.name}.scores"] = (q << 7) * node.head_dim
-            bounds[f"{node.name}.context"] = (row << 7) + int(bias.max())
+            queries = (name for name in (node.q, node.q_low) if name is not None)
+            q = sum(1 << (graph.tensors[name].bits - 1) for name in queries)
+            bounds[f"{node.name}.scores"] = np.array([(q << 7) * node.head_dim])
+            bounds[f"{node.name}.context"] = (row << 7) + bias
     return bounds
 
 
-def prove(graph: Graph) -> dict[str, int]:
+def prove(graph: Graph) -> dict[str, NDArray[np.int64]]:
     """The bounds, once all are within 32 bits; otherwise raises ``GraphError``."""
     bounds = accumulator_bounds(graph)
     for name, bound in bounds.items():
-        if bound > LARGEST:
+        channel = int(bound.argmax())
+        if bound[channel] > LARGEST:
             raise GraphError(
-                f"{name}: its accumulator can reach {bound}, beyond {LARGEST}; "
-                f"quantize its weights or its input to a smaller range"
+                f"{name}: its accumulator can reach {bound[channel]} in channel {channel}, beyond "
+                f"{LARGEST}; quantize its weights or its input to a smaller range"
             )
     return bounds

@@ -4,9 +4,10 @@ A `Graph` is an ordered list of nodes over named tensors, with integer constants
 or a few calls of `core/golden.py` with every parameter explicit, so its result is defined to the
 last bit and does not depend on tiling, fusion, or on how many tokens are processed at once.
 
-A tensor is a matrix of T tokens by `channels` signed integers. T is not part of the graph: a graph
-processes any block of new tokens that follow what its key/value caches hold, be it a whole prompt
-or one token. `start` below is the number of tokens that the caches held before the block.
+A tensor is a matrix of T tokens by `channels` signed integers. T is not part of the graph: a causal
+graph processes any block of new tokens that follow what its key/value caches hold, be it a whole
+prompt or one token. `start` below is the number of tokens that the caches held before the block. A
+graph that is not causal processes whole sequences, and its `start` is 0.
 
 In the formulas, a name of a tensor or constant stands for its value, and `sat` is `fixed.saturate`
 to the bits of the node's output tensor. The vector unit computes
@@ -30,6 +31,14 @@ MAX_EPS_SHIFT = 38
 """Largest left shift of a norm's epsilon."""
 MAX_NORM_CHANNELS = 4095
 """Most channels that a norm can sum exactly."""
+TOKENS = "tokens"
+"""Conventional name of the index input of a language model."""
+POSITIONS = "positions"
+"""Index of an `Embedding` that no input gives: token t of a block has the index ``start + t``."""
+POOLS = ("none", "first", "last", "mean")
+"""What the host can make of the tokens of an output."""
+LOW_BITS = 4
+"""Bits by which `Attention.k_low` is finer than `Attention.k`."""
 
 
 class GraphError(UserError):
@@ -64,7 +73,8 @@ class Node:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors that the node reads."""
-        return tuple(getattr(self, field) for field in self.INPUTS)
+        names = (getattr(self, field) for field in self.INPUTS)
+        return tuple(name for name in names if name is not None)
 
     @property
     def constants(self) -> tuple[str, ...]:
@@ -77,13 +87,20 @@ Kind = TypeVar("Kind", bound=Node)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding(Node):
-    """``out[t] = table[token[t]]``.
+class Given(Node):
+    """A tensor that the caller supplies under its name, as integers of the tensor's bits."""
 
-    ``table``: int16 [vocabulary, channels]. The input is the graph's tokens, 0 to vocabulary - 1.
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(Node):
+    """``out[t] = table[index[t]]``.
+
+    ``table``: int16 [rows, channels]. ``index`` names an index input of the graph, 0 to rows - 1,
+    or is `POSITIONS`; then the table has a row for each position of the context.
     """
 
     table: str
+    index: str = TOKENS
 
     CONSTANTS = ("table",)
 
@@ -152,7 +169,7 @@ class Rope(Node):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Node):
-    """Causal attention over the node's own key and value caches.
+    """Attention over the node's own key and value caches; ``causal``: no token sees later ones.
 
     q: 8 or 16 bits, ``heads * head_dim`` channels (head h at ``h * head_dim``). k, v: 8 bits,
     ``kv_heads * head_dim`` channels; key head ``g = h // (heads // kv_heads)`` serves head h. First
@@ -161,12 +178,18 @@ class Attention(Node):
 
         scores      = matmul(q[:, head h], key_cache[: start + T, head g].T)        int32 (T, S)
         p[t]        = softmax(scores, score_mult, score_shift, limit, probability_bits)
-                      with limit = start + t + 1 for token t of the block
+                      with limit = start + t + 1 for token t of the block, T if not causal
         acc         = matmul(p, value_cache[: start + T, head g])                    int32 (T, P)
         out[head h] = sat(scale(acc, bias, mult, shift))    with the parameters of head h's channels
 
     ``bias``: int32, ``mult``: uint16, ``shift``: uint8 (at most 62), each [heads * head_dim]. p is
     unsigned with ``probability_bits`` 8 or 16. out has 8 or 16 bits.
+
+    With ``q_low`` and ``k_low``, keys have `LOW_BITS` more bits: ``k_low``, 8 bits and a cache of
+    its own, is what k lacks, its LSB that many bits finer, and ``q_low``, 8 or 16 bits, is q
+    shifted right by as many, so that both products have one scale::
+
+        scores      = matmul(q, k.T) + matmul(q_low, k_low.T)
     """
 
     q: str
@@ -181,8 +204,11 @@ class Attention(Node):
     score_mult: int
     score_shift: int
     probability_bits: int
+    causal: bool = True
+    q_low: str | None = None
+    k_low: str | None = None
 
-    INPUTS = ("q", "k", "v")
+    INPUTS = ("q", "k", "v", "q_low", "k_low")
     CONSTANTS = ("bias", "mult", "shift")
 
     @property
@@ -229,6 +255,28 @@ class Lookup(Node):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slice(Node):
+    """Channels ``first .. first + count - 1`` of x; out has the bits of x."""
+
+    x: str
+    first: int
+    count: int
+
+    INPUTS = ("x",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concat(Node):
+    """The channels of several tensors of the same bits, one after the other."""
+
+    xs: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.xs
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArgMax(Node):
     """``out[t] = argmax(x[t])``, one channel of 32 bits: the next token, if x holds the logits."""
 
@@ -239,9 +287,35 @@ class ArgMax(Node):
 
 KINDS: dict[str, type[Node]] = {
     kind.__name__: kind
-    for kind in (Embedding, Linear, Norm, Rope, Attention, Add, Multiply, Lookup, ArgMax)
+    for kind in (
+        Given,
+        Embedding,
+        Linear,
+        Norm,
+        Rope,
+        Attention,
+        Add,
+        Multiply,
+        Lookup,
+        Slice,
+        Concat,
+        ArgMax,
+    )
 }
 """Every kind of node by its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A result: a tensor, then what the host does with its real values.
+
+    ``pool``: "none" keeps all tokens (T, channels); "first", "last" and "mean" leave (channels,).
+    ``normalize``: divided by its L2 norm.
+    """
+
+    tensor: str
+    pool: str = "none"
+    normalize: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,22 +323,55 @@ class Graph:
     """Nodes in an order in which they can be executed; validated on construction.
 
     ``tensors`` maps every name that a node defines to its `Tensor`, ``constants`` every name that
-    a node reads to an array of the documented type. ``logits`` names the tensor of the scores of
-    the next token. ``context``: rows of the caches, the longest sequence; ``vocabulary``: number of
-    tokens; ``bos``, ``eos``: tokens that begin and end a text.
+    a node reads to an array of the documented type. ``context``: rows of the caches, the longest
+    sequence; ``bos``, ``eos``: tokens that begin and end a text, None where there are none.
     """
 
     nodes: tuple[Node, ...]
     tensors: dict[str, Tensor]
     constants: dict[str, NDArray]
-    logits: str
+    outputs: tuple[Output, ...]
     context: int
-    vocabulary: int
-    bos: int
-    eos: int
+    bos: int | None = None
+    eos: int | None = None
 
     def __post_init__(self) -> None:
         _Check(self).run()
+
+    @property
+    def logits(self) -> str:
+        """The tensor of the first output: in a language model the scores of the next token."""
+        return self.outputs[0].tensor
+
+    @property
+    def indices(self) -> dict[str, int]:
+        """The index inputs, in the order of their first use, and how many values each can have."""
+        rows: dict[str, int] = {}
+        for node in self.of_kind(Embedding):
+            if node.index != POSITIONS:
+                count = len(self.constants[node.table])
+                rows[node.index] = min(rows.get(node.index, count), count)
+        return rows
+
+    @property
+    def vocabulary(self) -> int:
+        """How many different tokens there are; 0 for a graph that reads none."""
+        return self.indices.get(TOKENS, 0)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token depends on later ones, so that a sequence may come in blocks."""
+        return all(node.causal for node in self.of_kind(Attention))
+
+    @property
+    def generative(self) -> bool:
+        """Whether it is a language model: causal, tokens in, a score for each of them out."""
+        return (
+            self.causal
+            and list(self.indices) == [TOKENS]
+            and self.outputs == (Output(tensor=self.logits),)
+            and self.tensors[self.logits].channels == self.vocabulary
+        )
 
     def of_kind(self, kind: type[Kind]) -> Iterator[Kind]:
         """The nodes of one kind, in order."""
@@ -337,10 +444,7 @@ class _Check:
 
     def run(self) -> None:
         graph = self.graph
-        for field in ("context", "vocabulary"):
-            self.number(field, getattr(graph, field), 1, 1 << 20)
-        for field in ("bos", "eos"):
-            self.number(field, getattr(graph, field), 0, graph.vocabulary - 1)
+        self.number("context", graph.context, 1, 1 << 20)
         for name, tensor in graph.tensors.items():
             self.where = f"Tensor {name!r}"
             self.demand(tensor.name == name, f"its own name is {tensor.name!r}")
@@ -361,16 +465,30 @@ class _Check:
             names.add(node.name)
             defined.add(node.out)
         self.where = "The graph"
-        self.demand(graph.logits in defined, f"no node defines the logits {graph.logits!r}")
-        self.tensor(graph.logits, (16,), graph.vocabulary)
+        self.demand(bool(graph.outputs), "it has no output")
+        for output in graph.outputs:
+            name = output.tensor
+            self.demand(name in defined, f"no node defines the output {name!r}")
+            self.tensor(name, (8, 16))
+            allowed = ", ".join(POOLS)
+            self.demand(output.pool in POOLS, f"pool must be {allowed}, not {output.pool!r}")
+        for field in ("bos", "eos"):
+            if getattr(graph, field) is not None:
+                self.number(field, getattr(graph, field), 0, graph.vocabulary - 1)
         self.demand(defined == set(graph.tensors), "a tensor is described but never defined")
         used = {name for node in graph.nodes for name in node.constants}
         unused = sorted(set(graph.constants) - used)
         self.demand(not unused, f"constant {unused[0] if unused else None!r} is never read")
 
+    def given(self, node: Given) -> None:
+        self.tensor(node.out, (8, 16))
+
     def embedding(self, node: Embedding) -> None:
         out = self.tensor(node.out, (16,))
-        self.constant(node.table, "int16", self.graph.vocabulary, out.channels)
+        table = self.graph.constants.get(node.table)
+        rows = self.graph.context if node.index == POSITIONS or table is None else len(table)
+        self.demand(rows > 0, f"constant {node.table!r} is empty")
+        self.constant(node.table, "int16", rows, out.channels)
 
     def linear(self, node: Linear) -> None:
         x, out = self.tensor(node.x, (8, 16)), self.tensor(node.out, (8, 16))
@@ -415,7 +533,14 @@ class _Check:
         for name in (node.k, node.v):
             self.tensor(name, (8,), node.kv_heads * node.head_dim)
         self.tensor(node.out, (8, 16), channels)
+        both = (node.q_low is None) == (node.k_low is None)
+        self.demand(both, "q_low and k_low must be given together")
+        if node.q_low is not None:
+            self.tensor(node.q_low, (8, 16), channels)
+            self.tensor(node.k_low, (8,), node.kv_heads * node.head_dim)
         self.scale(node, channels)
+        good = type(node.causal) is bool
+        self.demand(good, f"causal must be true or false, not {node.causal!r}")
         self.number("score_mult", node.score_mult, 0, (1 << 16) - 1)
         self.number("score_shift", node.score_shift, 0, MAX_SHIFT)
         self.demand(
@@ -443,6 +568,18 @@ class _Check:
         self.tensor(node.out, (8, 16), x.channels)
         self.constant(node.table, "int16", 256, 2)
         self.demand(type(node.exact) is bool, f"exact must be true or false, not {node.exact!r}")
+
+    def slice(self, node: Slice) -> None:
+        x = self.tensor(node.x, (8, 16))
+        self.number("first", node.first, 0, x.channels - 1)
+        self.number("count", node.count, 1, x.channels - node.first)
+        self.tensor(node.out, (x.bits,), node.count)
+
+    def concat(self, node: Concat) -> None:
+        self.demand(bool(node.xs), "it needs at least one input")
+        bits = self.tensor(node.xs[0], (8, 16)).bits
+        channels = sum(self.tensor(x, (bits,)).channels for x in node.xs)
+        self.tensor(node.out, (bits,), channels)
 
     def argmax(self, node: ArgMax) -> None:
         self.tensor(node.x, (8, 16))

@@ -5,6 +5,9 @@ static ranges: int16 between operations, int16 or int8 where a matrix product re
 for keys and values with a scale for each channel: a channel's scale of V is undone by the
 parameters that follow the product with V, that of K by the scale of the same channel of Q.
 
+Keys of 12 bits are an 8-bit tensor ".high" and another one ".low" for the bits that it lacks, made
+by two tables of the 16-bit key.
+
 A tensor has the name of the operation that defines it. A `Function` that alone reads a `Linear` is
 its table. Where a matrix product wants 8 bits of a tensor that others read too, a rescale of its
 own (an `Add` of nothing) makes them, under the tensor's name with ".8".
@@ -22,6 +25,8 @@ from systolith.quant import network as net
 from systolith.quant.calibrate import Float, Range
 from systolith.quant.recipe import Recipe, RecipeError
 
+KEY_BITS = 8 + graph.LOW_BITS
+"""Bits of a key in two parts."""
 FAINTEST = 1 / 64
 """No channel of a cache gets a finer scale than this part of the coarsest one's: a channel that
 calibration has hardly seen must not saturate at once."""
@@ -119,27 +124,26 @@ class Builder:
         self.fused = fused(network)
         self.tables = {function.name for function in self.fused.values()}
         self.choosable, self.cached = set(product_inputs(network)), set(cached(network))
+        self.split = {a.k for a in network.of_kind(net.Attention)
+                      if recipe.key_bits(a.k) == KEY_BITS}
+        """Keys of `KEY_BITS` bits."""
         self.bits: dict[str, int] = {}
         """Bits that matrix products want of a tensor, 16 where nothing else is said."""
         for name in self.choosable:
             self.bits[name] = recipe.activation_bits(name)
 
-    def build(self, bos: int = 0, eos: int = 0) -> graph.Graph:
+    def build(self, bos: int | None = None, eos: int | None = None) -> graph.Graph:
         """The graph, its accumulators proven to stay within 32 bits."""
         network = self.network
         for a in network.of_kind(net.Attention):
             self._score_scales(a)
         for op in network.ops:
             getattr(self, "_" + type(op).__name__.lower())(op)
-        out = network.outputs[0]
-        tensor, _ = self._real(out.x)
-        if not network.generative:
-            raise RecipeError("Only language models can be quantized so far: causal, from tokens "
-                              "to one score for each token")
-        self._node(graph.ArgMax(name="token", out="token", x=tensor), 1, 32, 1.0)
+        outputs = tuple(self._output(output) for output in network.outputs)
+        if network.generative:
+            self._node(graph.ArgMax(name="token", out="token", x=outputs[0].tensor), 1, 32, 1.0)
         made = graph.Graph(nodes=tuple(self.nodes), tensors=self.tensors, constants=self.constants,
-                           logits=tensor, context=self.context, vocabulary=network.vocabulary,
-                           bos=bos, eos=eos)
+                           outputs=outputs, context=self.context, bos=bos, eos=eos)
         bounds.prove(made)
         return made
 
@@ -168,8 +172,13 @@ class Builder:
         return floor
 
     def _cache_scale(self, name: str, together: int) -> Float:
-        """8-bit scales of K or V, one for each channel; ``together`` neighbours are equal."""
+        """8-bit scales of K or V, one for each channel; ``together`` neighbours are equal.
+
+        All are equal where no weights or gains before the tensor can take a scale up.
+        """
         largest = self._largest(name, 8, per_channel=True)
+        if not isinstance(self.network.op(name), net.Linear | net.Rope | net.Norm):
+            together = len(largest)
         largest = np.repeat(largest.reshape(-1, together).max(axis=1), together)
         largest = np.maximum(largest, largest.max() * FAINTEST)
         return largest / 127 if largest.max() > 0 else np.ones(len(largest))
@@ -198,9 +207,10 @@ class Builder:
         if name in self.cached:
             if not products or name in outputs:
                 raise RecipeError(f"The key or value {name!r} must be read by attention alone")
-            if name in self.score_scales:
-                return 8, self.score_scales[name]
-            return 8, self._cache_scale(name, 1)
+            scale = self.score_scales.get(name)
+            if name in self.split:
+                return 16, scale / 256
+            return 8, self._cache_scale(name, 1) if scale is None else scale
         bits = self.bits.get(name, 16)
         bits = bits if products and name not in outputs else 16
         if name in self.score_scales:
@@ -239,11 +249,17 @@ class Builder:
             return tensor, scale
         narrow = f"{name}.8"
         if narrow not in self.tensors:
-            out_scale = self._uniform_scale(name, 8)
-            mult, shift = fixed.multiplier(scale / out_scale)
-            self._node(graph.Add(name=narrow, out=narrow, a=tensor, b=tensor, mult_a=mult,
-                                 mult_b=0, shift=shift), self.channels[name], 8, out_scale)
+            self._rescaled(tensor, scale, narrow, self._uniform_scale(name, 8), 8)
         return narrow, self.tensors[narrow].scale[0]
+
+    def _rescaled(self, tensor: str, scale: float, name: str, wanted: float, bits: int) -> str:
+        """The name of a tensor with another scale and other bits; itself, if it has them."""
+        if scale == wanted and self.tensors[tensor].bits == bits:
+            return tensor
+        mult, shift = fixed.multiplier(scale / wanted)
+        self._node(graph.Add(name=name, out=name, a=tensor, b=tensor, mult_a=mult, mult_b=0,
+                             shift=shift), self.tensors[tensor].channels, bits, wanted)
+        return name
 
     def _parameters(self, name: str, bias: NDArray, ratios: Float) -> dict[str, str]:
         mult, shift = _multipliers(ratios)
@@ -373,23 +389,49 @@ class Builder:
     def _attention(self, op: net.Attention) -> None:
         name = op.name
         per_score = self.score_scales[op.q] * _per_query(op, self.score_scales[op.k])
+        parts = self._split_key(op) if op.k in self.split else {"k": op.k}
         score_mult, score_shift = fixed.multiplier(
             float(per_score.max()) * op.scale * math.log2(math.e) * 65536)
         bits, scale = self._own(name)
         v_scale = _per_query(op, np.array(self.tensors[op.v].scale))
         p_scale = 1 / (2**self.recipe.probability_bits - 1)
         zero = np.zeros(self.channels[name])
-        causal = {} if op.causal else {"causal": False}
         self._node(graph.Attention(
-            name=name, out=name, q=op.q, k=op.k, v=op.v, heads=op.heads, kv_heads=op.kv_heads,
+            name=name, out=name, q=op.q, v=op.v, heads=op.heads, kv_heads=op.kv_heads,
             head_dim=op.head_dim, score_mult=score_mult, score_shift=score_shift,
-            probability_bits=self.recipe.probability_bits, **causal,
+            probability_bits=self.recipe.probability_bits, causal=op.causal, **parts,
             **self._parameters(name, zero, p_scale * v_scale / scale)),
             self.channels[name], bits, scale)
+
+    def _split_key(self, op: net.Attention) -> dict[str, str]:
+        """The parts of a 12-bit key, and the query for the lower one.
+
+        With f the low byte of x and h the high one, x = 256 h + f, and f is 16 l + 128 to within 8:
+        the tables make h and l. What 128 adds is the same for all keys of a row of scores, and
+        softmax does not see it.
+        """
+        halves = {}
+        bases = np.arange(-128, 128), np.full(256, -8)
+        for part, base, slope, finer in (("high", bases[0], 0, 1), ("low", bases[1], 16, 16)):
+            name = f"{op.k}.{part}"
+            halves[part] = name
+            if name not in self.tensors:
+                table = np.stack([base, np.full(256, slope)], axis=1).astype("int16")
+                self._node(graph.Lookup(name=name, out=name, x=op.k, exact=False,
+                                        table=self._shared(f"key.{part}.table", table)),
+                           self.channels[op.k], 8, self.score_scales[op.k] / finer)
+        coarse = f"{op.q}.low"
+        if coarse not in self.tensors:
+            q = self.tensors[op.q]
+            self._node(graph.Add(name=coarse, out=coarse, a=op.q, b=op.q, mult_a=1, mult_b=0,
+                                 shift=graph.LOW_BITS), q.channels, q.bits,
+                       np.array(q.scale) * 2**graph.LOW_BITS)
+        return {"k": halves["high"], "k_low": halves["low"], "q_low": coarse}
 
     def _add(self, op: net.Add) -> None:
         (a, a_scale), (b, b_scale) = self._read(op.a), self._read(op.b)
         bits, scale = self._own(op.name)
+        scale = float(np.max(scale))
         ratios = a_scale / scale, b_scale / scale
         _, shift = fixed.multiplier(max(ratios))
         mult_a, mult_b = (round(ratio * 2**shift) for ratio in ratios)
@@ -399,6 +441,7 @@ class Builder:
     def _multiply(self, op: net.Multiply) -> None:
         (a, a_scale), (b, b_scale) = self._read(op.a), self._read(op.b)
         bits, scale = self._own(op.name)
+        scale = float(np.max(scale))
         mult, shift = fixed.multiplier(a_scale * b_scale / scale)
         self._node(graph.Multiply(name=op.name, out=op.name, a=a, b=b, mult=mult, shift=shift),
                    self.channels[op.name], bits, scale)
@@ -408,14 +451,43 @@ class Builder:
         self.factors[op.name] = tensor, factor * op.factor
 
     def _given(self, op: net.Given) -> None:
-        raise RecipeError(f"{op.name} ({op.source}): float inputs cannot be quantized yet")
+        self._refuse_cached(op)
+        self._node(graph.Given(name=op.name, out=op.name), op.channels, 16,
+                   self._uniform_scale(op.name, 16))
 
     def _slice(self, op: net.Slice) -> None:
-        raise RecipeError(f"{op.name} ({op.source}): only parts of a Linear that nothing else "
-                          f"reads can be quantized yet")
+        self._refuse_cached(op)
+        x, _ = self._read(op.x)
+        tensor = self.tensors[x]
+        self._node(graph.Slice(name=op.name, out=op.name, x=x, first=op.first, count=op.count),
+                   op.count, tensor.bits, self._read(op.x)[1])
 
     def _concat(self, op: net.Concat) -> None:
-        raise RecipeError(f"{op.name} ({op.source}): concatenation cannot be quantized yet")
+        """The parts of a wider range than the others set the scale; the others are rescaled."""
+        self._refuse_cached(op)
+        parts = [self._read(x) for x in op.xs]
+        scale = max(part_scale for _, part_scale in parts)
+        names = [self._rescaled(tensor, part_scale, f"{op.name}.{i}", scale, 16)
+                 for i, (tensor, part_scale) in enumerate(parts)]
+        self._node(graph.Concat(name=op.name, out=op.name, xs=tuple(names)),
+                   self.channels[op.name], 16, scale)
+
+    def _output(self, output: net.Output) -> graph.Output:
+        tensor, factor = self._real(output.x)
+        if factor != 1.0:
+            scaled = f"{output.x}.output"
+            if scaled not in self.tensors:
+                of = self.tensors[tensor]
+                self._node(graph.Add(name=scaled, out=scaled, a=tensor, b=tensor, mult_a=1,
+                                     mult_b=0, shift=0), of.channels, of.bits,
+                           np.array(of.scale) * factor)
+            tensor = scaled
+        return graph.Output(tensor=tensor, pool=output.pool, normalize=output.normalize)
+
+    def _refuse_cached(self, op: net.Op) -> None:
+        if op.name in self.cached:
+            raise RecipeError(f"{op.name} ({op.source}): a key or value must be computed, by a "
+                              f"Linear for example, and not be only moved")
 
 
 def _per_query(a: net.Attention, x: Float) -> Float:

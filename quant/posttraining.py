@@ -13,7 +13,7 @@ from systolith.graph import Graph
 from systolith.quant import transform
 from systolith.quant.build import Builder, cached, product_inputs
 from systolith.quant.calibrate import Inputs, Range, batches_of, calibrate
-from systolith.quant.network import TOKENS, Network
+from systolith.quant.network import TOKENS, Attention, Network
 from systolith.quant.recipe import Recipe, RecipeError
 
 
@@ -61,8 +61,8 @@ def quantize_network(
     batches: Iterable[ArrayLike | Mapping[str, ArrayLike]],
     recipe: Recipe | None = None,
     *,
-    bos: int = 0,
-    eos: int = 0,
+    bos: int | None = None,
+    eos: int | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> QuantizedNetwork:
     """The integer graph of a network.
@@ -78,11 +78,12 @@ def quantize_network(
     seen = list(batches_of(network, batches, context))
     progress("preparing")
     network = prepared(network, seen, recipe, context)
-    choosable = product_inputs(network)
-    for pattern, _ in recipe.bits:
-        if not any(fnmatchcase(name, pattern) for name in choosable):
-            raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
-                              f"chosen; these are {', '.join(choosable)}")
+    choosable, keys = product_inputs(network), [a.k for a in network.of_kind(Attention)]
+    for names, patterns in ((choosable, recipe.bits), (keys, recipe.keys)):
+        for pattern, _ in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
+                                  f"chosen; these are {', '.join(names)}")
     progress("calibrating")
     histograms = set(cached(network)) | {n for n in choosable if recipe.activation_bits(n) == 8}
     if recipe.range == "minmax":

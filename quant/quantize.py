@@ -29,6 +29,7 @@ from systolith.graph import (
     Multiply,
     Node,
     Norm,
+    Output,
     Rope,
     Tensor,
 )
@@ -223,8 +224,7 @@ class _Quantizer:
         self._linear("logits", "norm", _float64(self.model.classifier()), self._scale("logits", 16))
         self._node(ArgMax(name="token", out="token", x="logits"), 1, 32, 1.0)
         graph = Graph(nodes=tuple(self.nodes), tensors=self.tensors, constants=self.constants,
-                      logits="logits", context=c.max_seq_len, vocabulary=c.vocab_size,
-                      bos=BOS, eos=EOS)
+                      outputs=(Output(tensor="logits"),), context=c.max_seq_len, bos=BOS, eos=EOS)
         bounds.prove(graph)
         return graph
 

@@ -18,7 +18,9 @@ class Recipe:
 
     bits              pairs of a pattern of tensor names and 8 or 16, the last match counts; what
                       no pattern matches has 16. Names are those of the network's tensors that a
-                      matrix product reads, but keys and values (always 8).
+                      matrix product reads, but keys and values.
+    keys              the same for keys, 8 or 12; what no pattern matches has 8. Keys of 12 bits
+                      cost a second product for the scores. (Values always have 8.)
     probability_bits  bits of the attention probabilities, 8 or 16
     range             of 8-bit tensors: see `calibrate.Range.clip`
     percentile        part of the values, in percent, that "percentile" does not saturate
@@ -30,6 +32,7 @@ class Recipe:
     """
 
     bits: tuple[tuple[str, int], ...] = ()
+    keys: tuple[tuple[str, int], ...] = ()
     probability_bits: int = 16
     range: str = "percentile"
     percentile: float = 99.99
@@ -46,6 +49,8 @@ class Recipe:
 
         good = all(isinstance(p, str) and b in (8, 16) for p, b in self.bits)
         check("bits", good, "pairs of a pattern and 8 or 16")
+        good = all(isinstance(p, str) and b in (8, 12) for p, b in self.keys)
+        check("keys", good, "pairs of a pattern and 8 or 12")
         check("probability_bits", self.probability_bits in (8, 16), "8 or 16")
         check("range", self.range in METHODS, f"one of {', '.join(METHODS)}")
         check("percentile", 50 <= self.percentile <= 100, "from 50 to 100")
@@ -56,8 +61,16 @@ class Recipe:
 
     def activation_bits(self, name: str) -> int:
         """Bits of the tensor ``name`` where a matrix product reads it."""
-        chosen = 16
-        for pattern, value in self.bits:
-            if fnmatchcase(name, pattern):
-                chosen = value
-        return chosen
+        return _last_match(self.bits, name, 16)
+
+    def key_bits(self, name: str) -> int:
+        """Bits of the key ``name``."""
+        return _last_match(self.keys, name, 8)
+
+
+def _last_match(patterns: tuple[tuple[str, int], ...], name: str, otherwise: int) -> int:
+    chosen = otherwise
+    for pattern, value in patterns:
+        if fnmatchcase(name, pattern):
+            chosen = value
+    return chosen

@@ -107,8 +107,8 @@ def search(
     recipe: Recipe,
     ratio: float,
     *,
-    bos: int = 0,
-    eos: int = 0,
+    bos: int | None = None,
+    eos: int | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[QuantizedNetwork, list[Candidate]]:
     """The quantized network with the fewest predicted cycles, and what it has at 8 bits.

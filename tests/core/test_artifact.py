@@ -12,7 +12,7 @@ from systolith.artifact import FORMAT, VERSION, Artifact, ArtifactError
 from systolith.errors import UserError
 from systolith.forward import IntegerModel
 from systolith.graph import GraphError
-from tests.graphs import every_node
+from tests.graphs import encoder, every_node
 
 TOKENIZER = bytes(range(256)) * 2
 METADATA = {"checkpoint": "x.bin", "measured": {"ratio": 1.003}}
@@ -167,13 +167,20 @@ def test_missing_parts(path):
 
 
 def test_the_proof_is_made_again(path):
-    proof = manifest_of(path)["proof"]
-    rewrite(path, proof=proof | {"up.node": proof["up.node"] - 1})
+    with safe_open(str(path), framework="numpy") as file:
+        proof = file.get_tensor("proof.up.node")
+    proof[3] -= 1
+    resealed(path, {"proof.up.node": proof})
     refused(path, "is damaged: its overflow proof is not that of its weights")
     # A producer that lies consistently does not get through either.
     bias = np.full(10, (1 << 31) - 1, dtype=np.int32)
-    resealed(path, {"graph.up.bias": bias}, proof=proof)
+    resealed(path, {"graph.up.bias": bias})
     refused(path, "up.node: its accumulator can reach")
+
+
+def test_an_older_file_is_not_guessed_at(path):
+    rewrite(path, version=1)
+    refused(path, "has version 1, this release reads version 2: quantize the model again")
 
 
 def test_scales_must_be_numbers(path):
@@ -211,7 +218,7 @@ def test_wrong_manifests(path):
     for text, message in (
         ("", "is damaged: Expecting value"),
         ("[]", "its manifest is not a JSON object"),
-        ('{"version": 1}', "checksum of its manifest must be str, not None"),
+        ('{"version": 2}', "checksum of its manifest must be str, not None"),
     ):
         rewrite(path, text)
         refused(path, message)
@@ -221,3 +228,15 @@ def test_wrong_numbers(path):
     for wrong in ("12", 12.0, None, True):
         rewrite(path, context=wrong)
         refused(path, "context of its manifest must be int")
+
+
+def test_an_encoder_comes_back(tmp_path, seed):
+    graph, file = encoder(seed), tmp_path / "encoder.slq"
+    Artifact(graph, b"").save(file)
+    loaded = Artifact.load(file).graph
+    assert loaded.nodes == graph.nodes and loaded.outputs == graph.outputs
+    assert (loaded.bos, loaded.eos) == (None, None)
+    nodes = manifest_of(file)["nodes"]
+    nodes[-1]["xs"] = ["part", 3]
+    rewrite(file, nodes=nodes)
+    refused(file, r"the xs of Concat nodes cannot be \('part', 3\)")

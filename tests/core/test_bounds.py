@@ -5,7 +5,7 @@ import pytest
 
 from systolith import bounds, golden
 from systolith.graph import GraphError
-from tests.graphs import CONTEXT, HEAD_DIM, every_node
+from tests.graphs import CONTEXT, HEAD_DIM, encoder, every_node
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -54,17 +54,24 @@ def test_every_accumulator_of_a_graph_has_a_bound(seed):
     linear = {f"{name}.node" for name in
               ("q_proj", "k_proj", "v", "o_proj", "gate", "up", "down", "logits")}
     assert set(found) == linear | {"context.node.scores", "context.node.context"}
-    assert found["context.node.scores"] == 32768 * 128 * HEAD_DIM
-    bias = int(np.abs(graph.constants["context.bias"].astype(int)).max())
-    assert found["context.node.context"] == bounds.softmax_sum(CONTEXT, 16) * 128 + bias
+    assert found["context.node.scores"].tolist() == [32768 * 128 * HEAD_DIM]
+    bias = np.abs(graph.constants["context.bias"].astype(int))
+    expected = bounds.softmax_sum(CONTEXT, 16) * 128 + bias
+    np.testing.assert_array_equal(found["context.node.context"], expected)
     weight = np.abs(graph.constants["o_proj.weight"].astype(int)).sum(axis=1)
     bias = np.abs(graph.constants["o_proj.bias"].astype(int))
-    assert found["o_proj.node"] == (weight * 128 + bias).max()
+    np.testing.assert_array_equal(found["o_proj.node"], weight * 128 + bias)
+
+
+def test_both_products_of_split_keys_count(seed):
+    graph = encoder(seed)
+    assert bounds.prove(graph)["context.node.scores"].tolist() == [2 * 32768 * 128 * HEAD_DIM]
 
 
 def test_an_accumulator_that_could_overflow_is_refused(seed):
     graph = every_node(seed)
     bias = np.full_like(graph.constants["up.bias"], (1 << 31) - 1)
     spoilt = replace(graph, constants=graph.constants | {"up.bias": bias})
-    with pytest.raises(GraphError, match=r"up\.node: its accumulator can reach \d+, beyond 2147"):
+    with pytest.raises(GraphError, match=r"up\.node: its accumulator can reach \d+ in channel "
+                       r"\d, beyond 2147"):
         bounds.prove(spoilt)

@@ -6,8 +6,8 @@ import pytest
 from systolith import golden
 from systolith.fixed import saturate
 from systolith.forward import ForwardError, IntegerModel
-from systolith.graph import Attention, Linear, Rope
-from tests.graphs import CONTEXT, HEAD_DIM, VOCABULARY, every_node
+from systolith.graph import Attention, Linear, Output, Rope
+from tests.graphs import CHANNELS, CONTEXT, HEAD_DIM, HEADS, VOCABULARY, encoder, every_node
 
 
 def tokens_of(seed: int, count: int = CONTEXT) -> list[int]:
@@ -142,3 +142,63 @@ def test_wrong_tokens_are_refused(seed):
     with pytest.raises(ForwardError, match="context is 12 tokens, and 13 do not fit"):
         model.step([0] * 6)
     assert model.start == 7
+
+
+def inputs_of(seed: int, length: int = 7) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"tokens": rng.integers(0, VOCABULARY, length), "types": rng.integers(0, 2, length),
+            "given": rng.integers(-32768, 32768, (length, CHANNELS))}
+
+
+def test_every_token_of_an_encoder_sees_all_the_others(seed):
+    graph, inputs = encoder(seed), inputs_of(seed)
+    c, model = graph.constants, IntegerModel(graph)
+    values = model.trace(inputs)
+    t = np.arange(7)
+    x = (c["words.table"][inputs["tokens"]].astype(int) + c["positions.table"][t])
+    x = golden.add(x, c["types.table"][inputs["types"]], 1, 1, 0, 16)
+    np.testing.assert_array_equal(values["x"], golden.add(x, inputs["given"], 1, 1, 0, 16))
+    out = []
+    for head in range(HEADS):
+        mine, shared = slice(2 * head, 2 * head + 2), slice(head // 2 * 2, head // 2 * 2 + 2)
+        scores = (values["q"][:, mine] @ values["k"][:, shared].T
+                  + values["q_low"][:, mine] @ values["k_low"][:, shared].T)
+        p = golden.softmax(scores, 40000, 18, 7, 16)
+        out.append(golden.scale(p @ values["v"][:, shared], c["context.bias"][mine],
+                                c["context.mult"][mine], c["context.shift"][mine]))
+    np.testing.assert_array_equal(values["context"], np.concatenate(out, axis=1))
+    np.testing.assert_array_equal(values["part"], values["context"][:, 3:6])
+    np.testing.assert_array_equal(
+        values["both"], np.concatenate([values["part"], values["x"]], axis=1))
+    # A second sequence owes nothing to the first.
+    again = {name: np.asarray(v)[:4] for name, v in inputs.items()}
+    np.testing.assert_array_equal(model.trace(again)["x"], values["x"][:4])
+    assert not np.array_equal(model.trace(again)["context"], values["context"][:4])
+
+
+def test_outputs_are_real_and_pooled(seed):
+    graph, inputs = encoder(seed), inputs_of(seed)
+    model = IntegerModel(graph)
+    pooled, context = model.run(inputs)
+    values = model.trace(inputs)
+    mean = (values["both"] * 0.5).mean(axis=0)
+    np.testing.assert_allclose(pooled, mean / np.sqrt((mean**2).sum()), rtol=1e-12)
+    np.testing.assert_array_equal(context, values["context"] * 0.5)
+    both = graph.outputs[0].tensor
+    for pool, row in (("first", 0), ("last", -1)):
+        found = model.real(values[both], Output(tensor=both, pool=pool))
+        np.testing.assert_array_equal(found, values[both][row] * 0.5)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"types": None}, "The input 'types' is missing"),
+    ({"types": [2] * 7}, "Values of 'types' must be 0 to 1, not 2"),
+    ({"types": [1] * 6}, "The inputs must have the same number of tokens"),
+    ({"given": np.zeros((7, 3))}, r"'given' must have the shape \[7, 8\], not \[7, 3\]"),
+    ({"given": np.full((7, CHANNELS), 1 << 15)}, "'given' must be -32768 to 32767, not 32768"),
+    ({"tokens": []}, "A block must have at least one token"),
+])
+def test_wrong_inputs_are_refused(change, message, seed):
+    inputs = {n: v for n, v in (inputs_of(seed) | change).items() if v is not None}
+    with pytest.raises(ForwardError, match=message):
+        IntegerModel(encoder(seed)).trace(inputs)

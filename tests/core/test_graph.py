@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from systolith.graph import KINDS, Attention, Graph, GraphError, Linear
-from tests.graphs import every_node
+from systolith.graph import KINDS, Attention, Graph, GraphError, Linear, Output
+from tests.graphs import VOCABULARY, encoder, every_node
 
 
 def change(graph: Graph, name: str, /, **fields) -> Graph:
@@ -23,8 +23,16 @@ def constant(graph: Graph, name: str, value) -> Graph:
 
 
 def test_the_test_graph_has_every_kind(seed):
-    graph = every_node(seed)
-    assert {type(node) for node in graph.nodes} == set(KINDS.values())
+    nodes = (*every_node(seed).nodes, *encoder(seed).nodes)
+    assert {type(node) for node in nodes} == set(KINDS.values())
+
+
+def test_what_a_graph_is_for(seed):
+    decoder, sentences = every_node(seed), encoder(seed)
+    assert decoder.causal and decoder.generative and decoder.vocabulary == VOCABULARY
+    assert decoder.indices == {"tokens": VOCABULARY}
+    assert not sentences.causal and not sentences.generative
+    assert sentences.indices == {"tokens": VOCABULARY, "types": 2}
 
 
 def test_a_graph_can_be_walked(seed):
@@ -46,8 +54,14 @@ WRONG = [
     (lambda g: replace(g, context=13), r"Rope 'q.node': constant 'cos' must have the shape "
                                        r"\[13, 2\], not \[12, 2\]"),
     (lambda g: replace(g, eos=11), "eos must be an integer from 0 to 10, not 11"),
-    (lambda g: replace(g, logits="residual"), "'residual' must have 11 channels, not 8"),
-    (lambda g: replace(g, logits="nothing"), "no node defines the logits 'nothing'"),
+    (lambda g: replace(g, outputs=(Output(tensor="nothing"),)),
+     "no node defines the output 'nothing'"),
+    (lambda g: replace(g, outputs=(Output(tensor="token"),)), "'token' must have 8 or 16 bits"),
+    (lambda g: replace(g, outputs=(Output(tensor="up", pool="sum"),)),
+     "pool must be none, first, last, mean, not 'sum'"),
+    (lambda g: replace(g, outputs=()), "it has no output"),
+    (lambda g: change(g, "context", causal=1), "causal must be true or false, not 1"),
+    (lambda g: change(g, "context", k_low="k"), "q_low and k_low must be given together"),
     (lambda g: replace(g, nodes=g.nodes[:1] + g.nodes[2:]),
      "Linear 'q_proj.node': input 'norm' is not defined by an earlier node"),
     (lambda g: replace(g, nodes=g.nodes[:2] + g.nodes[1:]), "another node has the same name"),
@@ -89,6 +103,25 @@ WRONG = [
     (lambda g: change(g, "product", b="norm"), "tensor 'norm' must have 10 channels, not 8"),
     (lambda g: change(g, "exact", exact=None), "exact must be true or false, not None"),
 ]
+
+
+WRONG_ENCODERS = [
+    (lambda g: change(g, "positions", table="types.table"),
+     r"'types.table' must have the shape \[12, 8\], not \[2, 8\]"),
+    (lambda g: change(g, "part", count=9), "count must be an integer from 1 to 5, not 9"),
+    (lambda g: change(g, "part", first=8), "first must be an integer from 0 to 7, not 8"),
+    (lambda g: change(g, "both", xs=()), "it needs at least one input"),
+    (lambda g: change(g, "both", xs=("part", "k")), "tensor 'k' must have 16 bits, not 8"),
+    (lambda g: change(g, "context", k_low="q"), "tensor 'q' must have 8 bits"),
+    (lambda g: retype(g, "given", bits=32), "tensor 'given' must have 8 or 16 bits, not 32"),
+]
+
+
+@pytest.mark.parametrize(
+    "spoil, message", WRONG_ENCODERS, ids=[message[:40] for _, message in WRONG_ENCODERS])
+def test_a_wrong_encoder_is_refused(spoil, message, seed):
+    with pytest.raises(GraphError, match=message):
+        spoil(encoder(seed))
 
 
 @pytest.mark.parametrize("spoil, message", WRONG, ids=[message[:40] for _, message in WRONG])
