@@ -30,7 +30,12 @@ class AttentionLowering:
         heads = self.heads
         d, g, hb = self.config.dim, heads.group, heads.head_blocks
         tiles = -(-self.context // d)
-        q, k, v = (self.low.placed[name] for name in (node.q, node.k, node.v))
+        placed = self.low.placed
+        # Keys of 12 bits are two tensors, each with a query: their products add up to the scores.
+        pairs = [("key", placed[node.q], placed[node.k])]
+        if node.q_low is not None and node.k_low is not None:
+            pairs.append(("low key", placed[node.q_low], placed[node.k_low]))
+        v = placed[node.v]
         out = self.low.place(node.out)
         constants = self.low.graph.constants
         param, param_region = self.low.load_parameters(
@@ -43,27 +48,34 @@ class AttentionLowering:
             name: self.low.memory.buffer(
                 f"{node.name} {name} cache", "uint8", (heads.sets * hb, self.context, d)
             )
-            for name in ("key", "value")
+            for name in (*(name for name, _, _ in pairs), "value")
         }
         # Query rows of one key block set lie as [token][head of the group][head block]: the rows of
         # all heads of a group form one matmul.
         wide = node.probability_bits == 16
         p_stride = tiles * (2 if wide else 1)
         group_rows = self.tokens * g
-        queries = Placed(self.low.pool.take(group_rows * hb * q.planes), q.layout, q.bits)
+        queries = [
+            Placed(self.low.pool.take(group_rows * hb * q.planes), q.layout, q.bits)
+            for _, q, _ in pairs
+        ]
         probabilities = [self.low.pool.take(group_rows * p_stride) for _ in range(2)]
         turn = 0
         for block in range(heads.sets):
             cache_rows = self.cache_rows() * hb
-            cache = self.low.weights.take(2 * cache_rows, hold=True)
-            key = self._cache(k, caches["key"], block, "key", cache)
-            value = self._cache(v, caches["value"], block, "value", cache + cache_rows)
-            query = self._gather_queries(q, queries, block)
+            cache = self.low.weights.take((len(pairs) + 1) * cache_rows, hold=True)
+            operands = []
+            for part, (name, q, k) in enumerate(pairs):
+                key = self._cache(k, caches[name], block, name, cache + part * cache_rows)
+                query = self._gather_queries(q, queries[part], block)
+                operands.append((query, q.bits, key))
+            first = cache + len(pairs) * cache_rows
+            value = self._cache(v, caches["value"], block, "value", first)
             ring, context = self.low.hold_accumulator(group_rows * hb)
             results = Region("accumulator", context, context + group_rows * hb)
             for member in range(min(heads.per_block, heads.kv_heads - block * heads.per_block)):
                 turn ^= 1
-                self._scores(node, q.bits, query, key, probabilities[turn], member)
+                self._scores(node, operands, probabilities[turn], member)
                 p = probabilities[turn]
                 self.low.emit(
                     "matmul",
@@ -102,7 +114,8 @@ class AttentionLowering:
             )
             ring.release(context)
             self.low.weights.release(cache)
-        self.low.pool.release(queries.first)
+        for query_rows in queries:
+            self.low.pool.release(query_rows.first)
         for first in probabilities:
             self.low.pool.release(first)
 
@@ -194,9 +207,12 @@ class AttentionLowering:
         return {mask: 1, "group_log2": heads.padded_dim.bit_length() - 1, "group": member}
 
     def _scores(
-        self, node: Attention, bits: int, query: Region, key: Region, p: int, member: int
+        self, node: Attention, operands: list[tuple[Region, int, Region]], p: int, member: int
     ) -> None:
-        """Scores of one key head with all its query heads, then their softmax."""
+        """Scores of one key head with all its query heads, then their softmax.
+
+        ``operands``: query rows, their bits, and keys; the products of all of them add up.
+        """
         heads = self.heads
         d, g, hb = self.config.dim, heads.group, heads.head_blocks
         tiles = -(-self.context // d)
@@ -205,26 +221,28 @@ class AttentionLowering:
         rows = self.tokens * g
         acc = self.low.accumulator(rows * tiles)
         scores = Region("accumulator", acc, acc + rows * tiles)
-        self.low.emit(
-            "matmul",
-            {
-                "act": query.start,
-                "act_stride": hb * bits // 8,
-                "k_tiles": hb,
-                "weight": key.start,
-                "acc": acc,
-                "acc_stride": tiles,
-                "w_stride_n": d,
-                "w_stride_k": self.cache_rows(),
-                "wide": int(bits == 16),
-                "signed": 1,
-                "columns": 1,
-                **self._lane_group(member, "mask_in"),
-            },
-            {"n_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
-            reads=(query, key),
-            writes=(scores,),
-        )
+        for part, (query, bits, key) in enumerate(operands):
+            self.low.emit(
+                "matmul",
+                {
+                    "act": query.start,
+                    "act_stride": hb * bits // 8,
+                    "k_tiles": hb,
+                    "weight": key.start,
+                    "acc": acc,
+                    "acc_stride": tiles,
+                    "w_stride_n": d,
+                    "w_stride_k": self.cache_rows(),
+                    "wide": int(bits == 16),
+                    "signed": 1,
+                    "columns": 1,
+                    "accumulate": int(part > 0),
+                    **self._lane_group(member, "mask_in"),
+                },
+                {"n_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
+                reads=(query, key),
+                writes=(scores,),
+            )
         self.low.emit(
             "softmax",
             {

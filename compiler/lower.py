@@ -101,8 +101,11 @@ class Lowering:
                 (node.q, heads.queries()),
                 (node.k, heads.keys()),
                 (node.v, heads.keys()),
+                (node.q_low, heads.queries()),
+                (node.k_low, heads.keys()),
             ):
-                self._demand_layout(layouts, name, layout)
+                if name is not None:
+                    self._demand_layout(layouts, name, layout)
             layouts[node.out] = heads.queries()
         return layouts
 
@@ -112,6 +115,8 @@ class Lowering:
         producer = self.graph.producer(name)
         if isinstance(producer, (Rope, Lookup)):
             self._demand_layout(layouts, producer.x, layout)
+        elif isinstance(producer, Add) and producer.a == producer.b:
+            self._demand_layout(layouts, producer.a, layout)
         elif not isinstance(producer, Linear):
             raise Unsupported(
                 f"{producer.name}: a {type(producer).__name__} in front of attention is not "

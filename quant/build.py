@@ -64,14 +64,14 @@ def quantize_rows(
 
 
 def product_inputs(network: net.Network) -> tuple[str, ...]:
-    """Tensors that a matrix product reads and whose bits a recipe chooses: all but K and V."""
+    """What matrix products stream and a recipe chooses the bits of: all but K and V."""
     names = []
     for op in network.ops:
         match op:
             case net.Linear():
                 names.append(op.x)
             case net.Attention():
-                names.append(op.q)
+                names += [op.q, net.probabilities(op)]
     return tuple(dict.fromkeys(names))
 
 
@@ -394,12 +394,13 @@ class Builder:
             float(per_score.max()) * op.scale * math.log2(math.e) * 65536)
         bits, scale = self._own(name)
         v_scale = _per_query(op, np.array(self.tensors[op.v].scale))
-        p_scale = 1 / (2**self.recipe.probability_bits - 1)
+        p_bits = self.bits[net.probabilities(op)]
+        p_scale = 1 / (2**p_bits - 1)
         zero = np.zeros(self.channels[name])
         self._node(graph.Attention(
             name=name, out=name, q=op.q, v=op.v, heads=op.heads, kv_heads=op.kv_heads,
             head_dim=op.head_dim, score_mult=score_mult, score_shift=score_shift,
-            probability_bits=self.recipe.probability_bits, causal=op.causal, **parts,
+            probability_bits=p_bits, causal=op.causal, **parts,
             **self._parameters(name, zero, p_scale * v_scale / scale)),
             self.channels[name], bits, scale)
 

@@ -180,9 +180,9 @@ def calibrate(
     context = context or network.context
     for inputs, lengths in batches:
         values = network.run(inputs, lengths)
-        inside = _inside(next(iter(values.values())), lengths)
+        within = inside(next(iter(values.values())), lengths)
         for op in network.ops:
-            x = values[op.name][inside]
+            x = values[op.name][within]
             if not torch.isfinite(x).all():
                 raise CalibrationError(f"The tensor {op.name!r} ({op.source}) is not finite in "
                                        f"calibration; check the model and its inputs")
@@ -191,12 +191,13 @@ def calibrate(
                 for offset in range(0, context, max(context // POSITIONS, 1)):
                     turned = replace(op, cos=op.cos[:context].roll(-offset, 0),
                                      sin=op.sin[:context].roll(-offset, 0))
-                    _add(ranges, op.name, rotated(turned, values[op.x])[inside],
+                    _add(ranges, op.name, rotated(turned, values[op.x])[within],
                          op.name in histograms)
     return ranges
 
 
-def _inside(x: Tensor, lengths: Tensor | None) -> Tensor:
+def inside(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Where a tensor [B, T, channels] holds tokens and not padding: bool [B, T]."""
     if lengths is None:
         return torch.ones(x.shape[:2], dtype=torch.bool)
     return torch.arange(x.shape[1]) < lengths[:, None]

@@ -13,6 +13,7 @@ import io
 import logging
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -248,7 +249,9 @@ def _interpret(program: Any, arguments: dict[str, Tensor], length: int
         raise CaptureError("No input of the module can be recognized: none is float [B, T, C], "
                            "and no embedding reads an integer one")
     results = Tracer(builder).run(graph, values)
-    return builder.network([_output(builder, r) for r in results], length), names
+    network = builder.network([_output(builder, r) for r in results], length)
+    arguments = {index: name for index, name in names.items() if index != name}
+    return replace(network, arguments=arguments), names
 
 
 def _feeds_embedding(node: Any) -> bool:

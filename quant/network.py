@@ -12,7 +12,7 @@ length of each sequence of a padded batch and keeps attention from looking at th
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -62,6 +62,8 @@ class Op:
 
 
 Kind = TypeVar("Kind", bound=Op)
+Reader = Callable[[Op, str, Tensor], Tensor]
+"""What an operation gets for its input of a name: see `Network.run`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -243,12 +245,14 @@ FUNCTIONS: dict[str, ScalarFunction] = {
 class Network:
     """Operations in an order in which they can be executed; validated on construction.
 
-    ``context``: longest sequence, in tokens.
+    ``context``: longest sequence, in tokens. ``arguments``: for each input of the network the name
+    that the user's module has for it, where that is another one.
     """
 
     ops: tuple[Op, ...]
     outputs: tuple[Output, ...]
     context: int
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         defined: set[str] = set()
@@ -328,21 +332,22 @@ class Network:
     @torch.no_grad()
     def run(
         self, inputs: Mapping[str, Tensor], lengths: Tensor | None = None,
-        read: Callable[[Op, str, Tensor], Tensor] | None = None,
+        read: Reader | None = None,
     ) -> dict[str, Tensor]:
         """Every tensor by name, each [B, T, channels].
 
         ``inputs``: int64 [B, T] for index inputs, float [B, T, C] for given ones. ``lengths``:
         int64 [B], tokens of each sequence, the rest is padding on the right, whose results mean
         nothing; None where all have T. ``read(op, name, x)``: what an operation gets for its input
-        x of that name, to try roundings; None for x itself.
+        x of that name, to try roundings; None for x itself. Attention reads its probabilities,
+        too, under the name that `probabilities` gives them.
         """
         values: dict[str, Tensor] = {}
         for op in self.ops:
             seen = values
             if read is not None:
                 seen = values | {name: read(op, name, values[name]) for name in op.inputs}
-            values[op.name] = self._execute(op, seen, inputs, lengths)
+            values[op.name] = self._execute(op, seen, inputs, lengths, read)
         return values
 
     def results(
@@ -352,7 +357,7 @@ class Network:
         return tuple(pooled(values[o.x], o, lengths) for o in self.outputs)
 
     def _execute(self, op: Op, values: Mapping[str, Tensor], inputs: Mapping[str, Tensor],
-                 lengths: Tensor | None) -> Tensor:
+                 lengths: Tensor | None, read: Reader | None) -> Tensor:
         match op:
             case Given():
                 return inputs[op.name].float()
@@ -375,7 +380,7 @@ class Network:
             case Rope():
                 return rotated(op, values[op.x])
             case Attention():
-                return attention(op, values[op.q], values[op.k], values[op.v], lengths)
+                return attention(op, values[op.q], values[op.k], values[op.v], lengths, read)
             case Add():
                 return values[op.a] + values[op.b]
             case Multiply():
@@ -400,7 +405,13 @@ def rotated(op: Rope, x: Tensor, start: int = 0) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
 
 
-def attention(op: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+def probabilities(op: Attention) -> str:
+    """The name of attention's probabilities, which are no tensor of the network."""
+    return f"{op.name}.probabilities"
+
+
+def attention(op: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None,
+              read: Reader | None = None) -> Tensor:
     """q [B, T, H * P], k and v [B, T, G * P] to [B, T, H * P]."""
     length = q.shape[1]
     q, k, v = (x.unflatten(-1, (-1, op.head_dim)).transpose(1, 2) for x in (q, k, v))
@@ -409,8 +420,14 @@ def attention(op: Attention, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | 
     if lengths is not None:
         # Column 0 stays, so that no row of the padding is empty.
         mask = mask & (torch.arange(length) < lengths[:, None].clamp(min=1))[:, None]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=op.scale,
-                                         enable_gqa=op.heads != op.kv_heads)  # [B, H, T, P]
+    if read is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=op.scale,
+                                             enable_gqa=op.heads != op.kv_heads)  # [B, H, T, P]
+    else:
+        k, v = (x.repeat_interleave(op.heads // op.kv_heads, dim=1) for x in (k, v))
+        scores = (q @ k.transpose(2, 3)) * op.scale                              # [B, H, T, S]
+        p = scores.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
+        out = read(op, probabilities(op), p) @ v
     return out.transpose(1, 2).flatten(-2)
 
 

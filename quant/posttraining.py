@@ -1,81 +1,93 @@
 """Static quantization after training: a float network and calibration data to an integer graph."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from systolith.forward import IntegerModel
+from systolith.artifact import Artifact
 from systolith.graph import Graph
-from systolith.quant import transform
+from systolith.quant import report, transform
 from systolith.quant.build import Builder, cached, product_inputs
 from systolith.quant.calibrate import Inputs, Range, batches_of, calibrate
-from systolith.quant.network import TOKENS, Attention, Network
+from systolith.quant.network import Attention, Network
 from systolith.quant.recipe import Recipe, RecipeError
+from systolith.quant.torch_model import IntegerModule
+
+Batches = list[tuple[Inputs, Tensor | None]]
+"""Inputs and lengths, as `Network.run` takes them."""
+Progress = Callable[[str], None]
+"""Told what happens, one phrase at a time."""
+
+
+def silent(step: str) -> None:
+    """No progress is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedNetwork:
+class QuantizedModel:
     """``graph`` and what it was made from.
 
     ``network`` has the original's function and the graph's order of channels: `Network.run` of it
-    and `IntegerModel.trace` of the graph can be compared name by name. ``ranges``: of its tensors.
+    and `IntegerModule.trace` of the graph can be compared name by name. ``ranges``: of its tensors.
+    ``judged``: batches that the ranges do not come from, if there were enough. ``reasons``: why a
+    tensor that a product reads has its bits. ``tokenizer``: the bytes of its file, or none.
+    ``metadata``: JSON data about the source.
     """
 
     graph: Graph
     network: Network
     recipe: Recipe
     ranges: dict[str, Range]
+    judged: Batches
+    reasons: dict[str, str] = field(default_factory=dict)
+    tokenizer: bytes = b""
+    metadata: dict[str, Any] = field(default_factory=dict)
 
-    def report(self, batches: Iterable[ArrayLike | Mapping[str, ArrayLike]]) -> str:
-        """A table, one line a tensor: bits, range, and the signal to quantization noise in dB over
-        batches of tokens, the errors of all tensors before it included."""
-        power: dict[str, list[float]] = {}
-        integers = IntegerModel(self.graph)
-        for inputs, lengths in batches_of(self.network, batches, self.graph.context):
-            floats = self.network.run(inputs, lengths)
-            for i, row in enumerate(inputs[TOKENS]):
-                count = len(row) if lengths is None else int(lengths[i])
-                integers.reset()
-                for name, x in integers.trace(row[:count].tolist()).items():
-                    if name in floats:
-                        real = floats[name][i, :count].double().numpy()
-                        noise = x * np.array(self.graph.tensors[name].scale) - real
-                        total = power.setdefault(name, [0.0, 0.0])
-                        total[0] += float((real**2).sum())
-                        total[1] += float((noise**2).sum())
-        lines = [f"{'tensor':40} bits      range  SQNR dB"]
-        for name, (signal, noise_power) in power.items():
-            tensor = self.graph.tensors[name]
-            limit = max(tensor.scale) * (2 ** (tensor.bits - 1) - 1)
-            ratio = 10 * np.log10(max(signal, 1e-300) / max(noise_power, 1e-300))
-            lines.append(f"{name:40} {tensor.bits:4} {limit:10.4g} {ratio:8.1f}")
-        return "\n".join(lines)
+    def as_torch(self) -> IntegerModule:
+        """A torch module that computes the bits of the golden machine."""
+        return IntegerModule(self.graph)
+
+    def artifact(self) -> Artifact:
+        """What `save` writes; its metadata names the recipe."""
+        facts = {"recipe": asdict(self.recipe), "reasons": self.reasons}
+        return Artifact(self.graph, self.tokenizer, facts | self.metadata)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a quantized-model file (.slq)."""
+        self.artifact().save(Path(path))
+
+    def report(self) -> report.Report:
+        """Range, precision, noise and cycles of every tensor; printed, it is a table."""
+        return report.measure(self.graph, self.network, self.judged, self.ranges, self.reasons)
 
 
-def quantize_network(
-    network: Network,
-    batches: Iterable[ArrayLike | Mapping[str, ArrayLike]],
-    recipe: Recipe | None = None,
-    *,
-    bos: int | None = None,
-    eos: int | None = None,
-    progress: Callable[[str], None] = lambda step: None,
-) -> QuantizedNetwork:
-    """The integer graph of a network.
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A network in the form that the builder reads, and the ranges of its tensors."""
 
-    ``batches``: see `calibrate.batches_of`. ``progress`` is told what happens, one phrase at a
-    time. Raises a `UserError` where recipe, calibration and network do not fit.
-    """
-    recipe = recipe or Recipe()
-    context = recipe.context or network.context
-    if context > network.context:
-        raise RecipeError(f"context must be at most the network's {network.context}, "
-                          f"not {context}")
-    seen = list(batches_of(network, batches, context))
+    network: Network
+    ranges: dict[str, Range]
+    context: int
+
+    def build(self, recipe: Recipe, bos: int | None = None, eos: int | None = None) -> Graph:
+        """The graph of a recipe, which may differ in bits from that of the calibration."""
+        try:
+            return Builder(self.network, self.ranges, recipe, self.context).build(bos, eos)
+        except ValueError as error:
+            raise RecipeError(f"The network cannot be quantized: {error}") from error
+
+
+def calibrated(
+    network: Network, seen: Batches, recipe: Recipe, progress: Progress = silent
+) -> Calibrated:
+    """Transforms and calibrates a network; raises a `UserError` where recipe, data and network do
+    not fit."""
+    context = context_of(network, recipe)
     progress("preparing")
     network = prepared(network, seen, recipe, context)
     choosable, keys = product_inputs(network), [a.k for a in network.of_kind(Attention)]
@@ -85,21 +97,47 @@ def quantize_network(
                 raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
                                   f"chosen; these are {', '.join(names)}")
     progress("calibrating")
-    histograms = set(cached(network)) | {n for n in choosable if recipe.activation_bits(n) == 8}
-    if recipe.range == "minmax":
-        histograms = set()
+    eight = {n for n in choosable if recipe.budget or recipe.activation_bits(n) == 8}
+    histograms = set() if recipe.range == "minmax" else eight | set(cached(network))
     ranges = calibrate(network, seen, histograms, context)
+    return Calibrated(network=network, ranges=ranges, context=context)
+
+
+def quantize_network(
+    network: Network,
+    batches: Iterable[ArrayLike | Mapping[str, ArrayLike]],
+    recipe: Recipe | None = None,
+    *,
+    bos: int | None = None,
+    eos: int | None = None,
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """The integer graph of a network.
+
+    ``batches``: see `calibrate.batches_of`. Where the recipe has a budget, `search.search` finds
+    the bits. Raises a `UserError` where recipe, calibration and network do not fit.
+    """
+    recipe = recipe or Recipe()
+    seen = list(batches_of(network, batches, context_of(network, recipe)))
+    if recipe.budget:
+        from systolith.quant.search import search
+
+        return search(network, seen, recipe, bos=bos, eos=eos, progress=progress)
+    ready = calibrated(network, seen, recipe, progress)
     progress("building")
-    try:
-        made = Builder(network, ranges, recipe, context).build(bos, eos)
-    except ValueError as error:
-        raise RecipeError(f"The network cannot be quantized: {error}") from error
-    return QuantizedNetwork(graph=made, network=network, recipe=recipe, ranges=ranges)
+    return QuantizedModel(graph=ready.build(recipe, bos, eos), network=ready.network,
+                          recipe=recipe, ranges=ready.ranges, judged=seen)
 
 
-def prepared(
-    network: Network, batches: list[tuple[Inputs, Tensor | None]], recipe: Recipe, context: int
-) -> Network:
+def context_of(network: Network, recipe: Recipe) -> int:
+    """The longest sequence of the integer model."""
+    if recipe.context and recipe.context > network.context:
+        raise RecipeError(f"context must be at most the network's {network.context}, "
+                          f"not {recipe.context}")
+    return recipe.context or network.context
+
+
+def prepared(network: Network, batches: Batches, recipe: Recipe, context: int) -> Network:
     """A network of the same function in the form that the builder reads, and easy to quantize."""
     network = transform.adjacent_pairs(transform.fold_scales(transform.split_slices(network)))
     network = transform.turn_pairs(network, batches, context)

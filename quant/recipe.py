@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from systolith.errors import UserError
+from systolith.quant.budget import Budget
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
 
@@ -16,12 +17,14 @@ class RecipeError(UserError):
 class Recipe:
     """How to quantize.
 
-    bits              pairs of a pattern of tensor names and 8 or 16, the last match counts; what
-                      no pattern matches has 16. Names are those of the network's tensors that a
-                      matrix product reads, but keys and values.
-    keys              the same for keys, 8 or 12; what no pattern matches has 8. Keys of 12 bits
-                      cost a second product for the scores. (Values always have 8.)
-    probability_bits  bits of the attention probabilities, 8 or 16
+    budget            the accuracy that a search for 8-bit tensors must keep, such as "cosine=0.999"
+                      or "ppl=1.005" (see `budget.Budget`); "" for no search
+    bits              pairs of a pattern of names and 8 or 16, the last match counts; what no
+                      pattern matches has 16, or what the search finds. Names are those of the
+                      tensors that a matrix product streams: the inputs of Linears, queries, and
+                      an attention's name with ".probabilities".
+    keys              the same for keys, 8 or 12; what no pattern matches has 12, or what the search
+                      finds. Keys of 12 bits cost a second product for the scores. (Values have 8.)
     range             of 8-bit tensors: see `calibrate.Range.clip`
     percentile        part of the values, in percent, that "percentile" does not saturate
     headroom          16-bit tensors can hold this multiple of the largest magnitude seen
@@ -31,9 +34,9 @@ class Recipe:
     context           longest sequence of the integer model; None for that of the float network
     """
 
+    budget: str = ""
     bits: tuple[tuple[str, int], ...] = ()
     keys: tuple[tuple[str, int], ...] = ()
-    probability_bits: int = 16
     range: str = "percentile"
     percentile: float = 99.99
     headroom: float = 2.0
@@ -47,11 +50,12 @@ class Recipe:
             if not good:
                 raise RecipeError(f"{name} must be {rule}, not {getattr(self, name)!r}")
 
+        if self.budget:
+            Budget.parse(self.budget)
         good = all(isinstance(p, str) and b in (8, 16) for p, b in self.bits)
         check("bits", good, "pairs of a pattern and 8 or 16")
         good = all(isinstance(p, str) and b in (8, 12) for p, b in self.keys)
         check("keys", good, "pairs of a pattern and 8 or 12")
-        check("probability_bits", self.probability_bits in (8, 16), "8 or 16")
         check("range", self.range in METHODS, f"one of {', '.join(METHODS)}")
         check("percentile", 50 <= self.percentile <= 100, "from 50 to 100")
         check("headroom", 1 <= self.headroom <= 64, "from 1 to 64")
@@ -65,7 +69,13 @@ class Recipe:
 
     def key_bits(self, name: str) -> int:
         """Bits of the key ``name``."""
-        return _last_match(self.keys, name, 8)
+        return _last_match(self.keys, name, 12)
+
+
+    def pinned(self, name: str, *, key: bool = False) -> bool:
+        """Whether a pattern says how many bits a tensor or a key has, so that no search may."""
+        patterns = self.keys if key else self.bits
+        return any(fnmatchcase(name, pattern) for pattern, _ in patterns)
 
 
 def _last_match(patterns: tuple[tuple[str, int], ...], name: str, otherwise: int) -> int:

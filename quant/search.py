@@ -1,146 +1,199 @@
-"""Mixed precision: which inputs of matrix products do with 8 bits, within a budget of error.
+"""Mixed precision: which operands of matrix products do with 8 bits, within a budget of error.
 
-Every input is tried alone at 8 bits in a float execution that rounds where the product reads; those
-that save the most array cycles for the least error go first. How many of them the budget allows is
-found by bisection with the integer forward, which has the last word.
+Every choice is tried alone in a float execution that rounds where the product reads; those that
+save the most array cycles for the least error go first. How many of them the budget allows is found
+by bisection with the integer model, which has the last word; what bisection left is then tried one
+by one. The budget is judged on data that the ranges were not calibrated on.
 """
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from systolith.errors import UserError
-from systolith.forward import IntegerModel
-from systolith.quant.calibrate import Inputs, Range, batches_of, calibrate
-from systolith.quant.network import TOKENS, Attention, Linear, Network, Op
-from systolith.quant.posttraining import QuantizedNetwork, prepared, quantize_network
+from systolith import cost
+from systolith.graph import Graph
+from systolith.quant.budget import Budget, BudgetError, Error
+from systolith.quant.calibrate import Float, Range
+from systolith.quant.network import Attention, Linear, Network, Op, Reader, probabilities
+from systolith.quant.posttraining import (
+    Batches,
+    Calibrated,
+    Progress,
+    QuantizedModel,
+    calibrated,
+    silent,
+)
 from systolith.quant.recipe import Recipe
+from systolith.quant.torch_model import IntegerModule
 
-ARRAY = 16
-"""Rows and columns of the array whose cycles are predicted."""
-
-Batches = list[tuple[Inputs, Tensor | None]]
-
-
-class BudgetError(UserError):
-    """A budget that no choice of bits keeps."""
+HELD_OUT = 4
+"""Every fourth batch judges, where there are as many; otherwise every fourth sequence."""
+LEFT_OVER = 8
+"""Choices beyond those of the bisection that are tried one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One tensor at 8 bits alone: mean divergence in nats that it causes, and cycles it saves."""
+class Choice:
+    """One operand that may have 8 bits: the error that it causes alone, and the cycles it saves.
+
+    ``error``: mean, in the metric of the budget. ``key``: of 8 instead of 12 bits.
+    """
 
     name: str
-    divergence: float
+    error: float
     cycles: int
+    key: bool = False
 
 
-def linear_cycles(inputs: int, outputs: int, tokens: int, bits: int) -> int:
-    """Predicted array cycles of a Linear: each tile of weights waits for its loading at least."""
-    tiles = -(-inputs // ARRAY) * -(-outputs // ARRAY)
-    return tiles * max(bits // 8 * tokens, ARRAY)
+def split(seen: Batches) -> tuple[Batches, Batches]:
+    """Batches to calibrate on and to judge on; the same, where there are too few."""
+    if len(seen) >= HELD_OUT:
+        return ([b for i, b in enumerate(seen) if i % HELD_OUT != HELD_OUT - 1],
+                seen[HELD_OUT - 1::HELD_OUT])
+    parts: tuple[Batches, Batches] = [], []
+    for inputs, lengths in seen:
+        count = len(next(iter(inputs.values())))
+        judge = torch.arange(count) % HELD_OUT == HELD_OUT - 1
+        for part, rows in zip(parts, (~judge, judge), strict=True):
+            if rows.any():
+                part.append(({n: x[rows] for n, x in inputs.items()},
+                             None if lengths is None else lengths[rows]))
+    return parts if parts[1] else (seen, seen)
 
 
-def saved_cycles(network: Network, name: str, tokens: int) -> int:
+def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget) -> list[Choice]:
+    """Every operand whose bits nobody has pinned, the most worthwhile first."""
+    network, ranges = ready.network, ready.ranges
+    tokens = max(next(iter(inputs.values())).shape[1] for inputs, _ in judged)
+    exact = [network.results(network.run(*batch), batch[1]) for batch in judged]
+
+    def error(read: Reader) -> float:
+        found = [network.results(network.run(*batch, read), batch[1]) for batch in judged]
+        return budget.error(exact, found, [lengths for _, lengths in judged]).mean
+
+    found = []
+
+    def consider(name: str, cycles: int, scale: Float, key: bool = False) -> None:
+        if cycles > 0 and not recipe.pinned(name, key=key):
+            read = rounding(name, torch.from_numpy(scale).float(), unsigned=".prob" in name)
+            found.append(Choice(name=name, error=error(read), cycles=cycles, key=key))
+
+    for name in dict.fromkeys(op.x for op in network.of_kind(Linear)):
+        consider(name, saved_by_input(network, name, tokens), _scale(ranges[name], recipe))
+    for a in network.of_kind(Attention):
+        of = (a.heads, a.kv_heads, a.head_dim, tokens, tokens)
+        most = cost.attention_cycles(*of, key_parts=2)
+        consider(a.q, most - cost.attention_cycles(*of, key_parts=2, q_planes=1),
+                 _scale(ranges[a.q], recipe))
+        consider(probabilities(a), most - cost.attention_cycles(*of, key_parts=2, p_planes=1),
+                 torch.tensor([1 / 255], dtype=torch.float64).numpy())
+        consider(a.k, most - cost.attention_cycles(*of),
+                 _scale(ranges[a.k], recipe, per_channel=True), key=True)
+    return sorted(found, key=lambda c: c.error / c.cycles)
+
+
+def saved_by_input(network: Network, name: str, tokens: int) -> int:
     """Cycles that 8 instead of 16 bits of a tensor save over all Linears that read it."""
     shapes = [op.weight.shape for op in network.of_kind(Linear) if op.x == name]
-    return sum(linear_cycles(k, n, tokens, 16) - linear_cycles(k, n, tokens, 8) for n, k in shapes)
+    return sum(cost.product_cycles(tokens, k, n, 2) - cost.product_cycles(tokens, k, n, 1)
+               for n, k in shapes)
 
 
-def candidates(
-    network: Network, batches: Batches, ranges: Mapping[str, Range], recipe: Recipe
-) -> list[Candidate]:
-    """Every input of a Linear that is not at 8 bits yet, the most worthwhile first."""
-    names = dict.fromkeys(op.x for op in network.of_kind(Linear))
-    tokens = max(next(iter(inputs.values())).shape[1] for inputs, _ in batches)
-    floats = [network.results(network.run(*batch), batch[1])[0] for batch in batches]
-    found = []
-    for name in names:
-        if recipe.activation_bits(name) == 8:
-            continue
-        limit = float(ranges[name].clip(recipe.range, recipe.percentile)[0])
-        read = rounding(name, max(limit, 1e-30) / 127)
-        errors = [divergence(exact, network.results(network.run(*batch, read), batch[1])[0])
-                  for exact, batch in zip(floats, batches, strict=True)]
-        found.append(Candidate(name=name, divergence=float(np.mean(errors)),
-                               cycles=saved_cycles(network, name, tokens)))
-    return sorted((c for c in found if c.cycles), key=lambda c: c.divergence / c.cycles)
+def _scale(seen: Range, recipe: Recipe, per_channel: bool = False) -> Float:
+    largest = seen.clip(recipe.range, recipe.percentile, per_channel=per_channel)
+    return largest.clip(min=1e-30) / 127
 
 
-def rounding(name: str, scale: float) -> Callable[[Op, str, Tensor], Tensor]:
+def rounding(name: str, scale: Tensor, unsigned: bool = False) -> Reader:
     """Rounds a tensor to 8 bits where a matrix product reads it."""
+    low, high = (0, 255) if unsigned else (-128, 127)
+
     def read(op: Op, x_name: str, x: Tensor) -> Tensor:
-        product = isinstance(op, Linear) or (isinstance(op, Attention) and x_name == op.q)
+        product = isinstance(op, Linear) or (isinstance(op, Attention) and x_name != op.v)
         if x_name != name or not product:
             return x
-        return (x / scale).round().clamp(-128, 127) * scale
+        return (x / scale).round().clamp(low, high) * scale
     return read
 
 
-def divergence(exact: Tensor, other: Tensor) -> float:
-    """Mean Kullback-Leibler divergence in nats of the predictions of logits [..., vocabulary]."""
-    p, q = exact.double().log_softmax(-1), other.double().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
-def integer_divergence(made: QuantizedNetwork, network: Network, batches: Batches) -> float:
-    """The same of the integer graph, over all tokens of unpadded sequences."""
-    integers, errors, weights = IntegerModel(made.graph), [], []
-    for inputs, lengths in batches:
-        exact = network.results(network.run(inputs, lengths), lengths)[0]
-        rows = inputs[TOKENS]
-        for i, row in enumerate(rows):
-            count = len(row) if lengths is None else int(lengths[i])
-            found = torch.from_numpy(integers.logits(row[:count].tolist()))
-            errors.append(divergence(exact[i, :count], found))
-            weights.append(count)
-    return float(np.average(errors, weights=weights))
+def integer_error(graph: Graph, network: Network, judged: Batches, budget: Budget) -> Error:
+    """How far a graph's outputs are from its network's."""
+    integers = IntegerModule(graph)
+    exact = [network.results(network.run(*batch), batch[1]) for batch in judged]
+    found = [integers.results(integers.trace(*batch), batch[1]) for batch in judged]
+    return budget.error(exact, found, [lengths for _, lengths in judged])
 
 
 def search(
     network: Network,
-    batches: Iterable[ArrayLike | Mapping[str, ArrayLike]],
+    seen: Batches,
     recipe: Recipe,
-    ratio: float,
     *,
     bos: int | None = None,
     eos: int | None = None,
-    progress: Callable[[str], None] = lambda step: None,
-) -> tuple[QuantizedNetwork, list[Candidate]]:
-    """The quantized network with the fewest predicted cycles, and what it has at 8 bits.
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """The quantized model with the fewest predicted array cycles within the recipe's budget.
 
-    ``ratio``: most that the perplexity on the network's own text may grow by, as exp of the
-    divergence. Raises `BudgetError` if not even 16 bits everywhere keep it.
+    Raises `BudgetError` if not even the most bits everywhere keep it.
     """
-    data = list(batches)
-    context = recipe.context or network.context
-    seen = list(batches_of(network, data, context))
+    budget = Budget.parse(recipe.budget)
+    if budget.metric == "ppl" and not network.generative:
+        raise BudgetError("A perplexity budget needs a language model (causal, a score for each "
+                          "token); use cosine=NUMBER")
+    calibration, judged = split(seen)
+    ready = calibrated(network, calibration, recipe, progress)
     progress("measuring sensitivities")
-    ready = prepared(network, seen, recipe, context)
-    names = {op.x for op in ready.of_kind(Linear)}
-    order = candidates(ready, seen, calibrate(ready, seen, names, context), recipe)
+    order = choices(ready, judged, recipe, budget)
+    exact = [ready.network.results(ready.network.run(*batch), batch[1]) for batch in judged]
 
-    def attempt(count: int) -> tuple[QuantizedNetwork, float]:
-        bits = (*recipe.bits, *((c.name, 8) for c in order[:count]))
-        made = quantize_network(network, data, replace(recipe, bits=bits), bos=bos, eos=eos)
-        found = float(np.exp(integer_divergence(made, network, seen)))
-        progress(f"{count} of {len(order)} tensors at 8 bits: ratio {found:.5f}")
-        return made, found
+    def attempt(chosen: list[Choice]) -> tuple[Graph, Error]:
+        graph = ready.build(_with(recipe, chosen), bos, eos)
+        integers = IntegerModule(graph)
+        found = [integers.results(integers.trace(*batch), batch[1]) for batch in judged]
+        error = budget.error(exact, found, [lengths for _, lengths in judged])
+        progress(f"{len(chosen)} of {len(order)} operands at 8 bits: {budget.shown(error)}")
+        return graph, error
 
-    best, reached = attempt(0)
-    if reached > ratio:
-        raise BudgetError(f"The budget of {ratio} is out of reach: with 16 bits for every input of "
-                          f"a matrix product the ratio is {reached:.5f}; allow at least that")
+    graph, error = attempt([])
+    if not budget.kept(error):
+        raise BudgetError(f"The budget {recipe.budget} is out of reach: with the most bits for "
+                          f"every operand that is not pinned, the result is "
+                          f"{budget.shown(error)}; allow that, or try other ranges, smoothing or "
+                          f"more calibration data")
     low, high = 0, len(order) + 1
     while high - low > 1:
         middle = (low + high) // 2
-        made, reached = attempt(middle)
-        if reached <= ratio:
-            low, best = middle, made
+        made, reached = attempt(order[:middle])
+        if budget.kept(reached):
+            low, graph, error = middle, made, reached
         else:
             high = middle
-    return best, order[:low]
+    chosen = order[:low]
+    # order[low] itself has been tried.
+    for candidate in order[low + 1:low + 1 + LEFT_OVER]:
+        made, reached = attempt([*chosen, candidate])
+        if budget.kept(reached):
+            chosen, graph, error = [*chosen, candidate], made, reached
+    progress(f"{len(chosen)} of {len(order)} operands at 8 bits keep {recipe.budget}: "
+             f"{budget.shown(error)}")
+    return QuantizedModel(
+        graph=graph, network=ready.network, recipe=_with(recipe, chosen), ranges=ready.ranges,
+        judged=judged, reasons=_reasons(order, chosen, budget),
+        metadata={"budget": recipe.budget, "reached": budget.shown(error)})
+
+
+def _with(recipe: Recipe, chosen: list[Choice]) -> Recipe:
+    """The recipe with 8 bits for the chosen operands, before what the user has pinned."""
+    bits = tuple((c.name, 8) for c in chosen if not c.key)
+    keys = tuple((c.name, 8) for c in chosen if c.key)
+    return replace(recipe, bits=(*bits, *recipe.bits), keys=(*keys, *recipe.keys))
+
+
+def _reasons(order: list[Choice], chosen: list[Choice], budget: Budget) -> dict[str, str]:
+    def reason(c: Choice) -> str:
+        alone = budget.shown(Error(c.error, c.error)).split(",")[0]
+        verdict = "8 bits" if c in chosen else "not 8 bits, the budget was used up"
+        return f"{verdict}: {alone} alone, {c.cycles:,} cycles saved"
+    return {c.name: reason(c) for c in order}

@@ -9,9 +9,11 @@ from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
 from systolith.program import Program
 from systolith.quant.llama import Llama, LlamaConfig
-from systolith.quant.quantize import quantize
+from systolith.quant.posttraining import quantize_network
+from systolith.quant.recipe import Recipe
 from systolith.sim.machine import GoldenMachine
 from tests.interleaved import InterleavedMachine
+from tests.quant.networks import llama_network
 
 TINY = Config(
     dim=4,
@@ -25,7 +27,8 @@ TINY = Config(
 )
 
 
-def random_graph(seed: int, *, heads=4, kv_heads=2, head_dim=8, hidden=20, layers=2, context=32):
+def random_graph(seed: int, *, heads=4, kv_heads=2, head_dim=8, hidden=20, layers=2, context=32,
+                 keys=12):
     """The integer graph of a Llama with random weights."""
     torch.manual_seed(seed)
     model = Llama(
@@ -41,7 +44,9 @@ def random_graph(seed: int, *, heads=4, kv_heads=2, head_dim=8, hidden=20, layer
         )
     ).eval()
     rng = np.random.default_rng(seed)
-    return quantize(model, [rng.integers(0, 37, context) for _ in range(2)]).graph
+    batches = [rng.integers(0, 37, context) for _ in range(2)]
+    recipe = Recipe(keys=(("*", keys),))
+    return quantize_network(llama_network(model), batches, recipe, bos=1, eos=2).graph
 
 
 def reference(graph, prompt, total):
@@ -66,10 +71,11 @@ def check(program: Program, graph, machine, memory, prompt, total):
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "bench"])
 @pytest.mark.parametrize(
-    "heads, kv_heads, head_dim", [(4, 2, 8), (4, 4, 4), (2, 1, 16), (6, 3, 6), (3, 1, 12)]
+    "heads, kv_heads, head_dim, keys",
+    [(4, 2, 8, 12), (4, 2, 8, 8), (4, 4, 4, 12), (2, 1, 16, 8), (6, 3, 6, 12), (3, 1, 12, 12)],
 )
-def test_golden_machine_equals_integer_forward(preset, heads, kv_heads, head_dim, seed):
-    graph = random_graph(seed, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+def test_golden_machine_equals_integer_forward(preset, heads, kv_heads, head_dim, keys, seed):
+    graph = random_graph(seed, heads=heads, kv_heads=kv_heads, head_dim=head_dim, keys=keys)
     config = TINY if preset == "tiny" else PRESETS[preset]
     program = compile_decoder(graph, config)
     rng = np.random.default_rng(seed)
