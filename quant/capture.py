@@ -58,7 +58,7 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None) -> N
     The result is compared with the module's on the example before it is returned. Raises
     `CaptureError`.
     """
-    inputs, example_length = _inputs(module, example)
+    inputs, example_length = named_inputs(module, example)
     length = context or _limit(module, example_length)
     if length < 2:
         raise CaptureError(f"The context must be at least 2 tokens, not {length}")
@@ -108,7 +108,7 @@ def _tensors(result: Any) -> list[Tensor]:
     return []
 
 
-def _inputs(module: nn.Module, example: Any) -> tuple[dict[str, Tensor], int]:
+def named_inputs(module: nn.Module, example: Any) -> tuple[dict[str, Tensor], int]:
     """The tensors of a batch by the names of the module's arguments, and their length T."""
     parameters = list(inspect.signature(module.forward).parameters)
     if isinstance(example, Tensor):
@@ -156,6 +156,8 @@ def _limit(module: nn.Module, length: int) -> int:
 
 def _sized(name: str, value: Tensor, length: int) -> Tensor:
     """An input for `BATCH` sequences of a length: the example's, repeated or cut."""
+    if "padding_mask" in name and value.dtype == torch.bool:  # torch's: True is padding
+        return torch.zeros(BATCH, length, dtype=value.dtype)
     if "mask" in name:
         return torch.ones(BATCH, length, dtype=value.dtype)
     if "position" in name and not value.is_floating_point():

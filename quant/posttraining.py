@@ -1,30 +1,39 @@
 """Static quantization after training: a float network and calibration data to an integer graph."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from systolith.artifact import Artifact
 from systolith.graph import Graph
 from systolith.quant import report, transform
 from systolith.quant.build import Builder, cached, product_inputs
-from systolith.quant.calibrate import Inputs, Range, batches_of, calibrate
+from systolith.quant.calibrate import (
+    MASK,
+    CalibrationError,
+    Inputs,
+    Range,
+    batches_of,
+    calibrate,
+)
+from systolith.quant.capture import capture, named_inputs
 from systolith.quant.network import Attention, Network
 from systolith.quant.recipe import Recipe, RecipeError
 from systolith.quant.torch_model import IntegerModule
 
 Batches = list[tuple[Inputs, Tensor | None]]
 """Inputs and lengths, as `Network.run` takes them."""
-Progress = Callable[[str], None]
-"""Told what happens, one phrase at a time."""
+Progress = Callable[[str, float], None]
+"""Told what happens, in a phrase, and which part of the work (0 to 1) is behind it."""
 
 
-def silent(step: str) -> None:
+def silent(step: str, part: float) -> None:
     """No progress is shown."""
 
 
@@ -88,7 +97,7 @@ def calibrated(
     """Transforms and calibrates a network; raises a `UserError` where recipe, data and network do
     not fit."""
     context = context_of(network, recipe)
-    progress("preparing")
+    progress("preparing", 0.05)
     network = prepared(network, seen, recipe, context)
     choosable, keys = product_inputs(network), [a.k for a in network.of_kind(Attention)]
     for names, patterns in ((choosable, recipe.bits), (keys, recipe.keys)):
@@ -96,7 +105,7 @@ def calibrated(
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
                                   f"chosen; these are {', '.join(names)}")
-    progress("calibrating")
+    progress("calibrating", 0.15)
     eight = {n for n in choosable if recipe.budget or recipe.activation_bits(n) == 8}
     histograms = set() if recipe.range == "minmax" else eight | set(cached(network))
     ranges = calibrate(network, seen, histograms, context)
@@ -124,9 +133,48 @@ def quantize_network(
 
         return search(network, seen, recipe, bos=bos, eos=eos, progress=progress)
     ready = calibrated(network, seen, recipe, progress)
-    progress("building")
+    progress("building", 0.8)
     return QuantizedModel(graph=ready.build(recipe, bos, eos), network=ready.network,
                           recipe=recipe, ranges=ready.ranges, judged=seen)
+
+
+def quantize(
+    model: nn.Module,
+    calibration_batches: Iterable[Any],
+    recipe: Recipe | None = None,
+    *,
+    tokenizer: bytes = b"",
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """Captures a torch module (see `capture.capture`) and quantizes it.
+
+    ``calibration_batches``: what the module is called with, each a tensor, a tuple of positional
+    arguments or a dictionary of keyword arguments. Padding stands on the right and is told by an
+    argument with "mask" in its name: 1 for tokens, or True for padding where the name says
+    "padding_mask". ``tokenizer``: the bytes of its file, to be kept with the model. Raises a
+    `UserError` before any work is done where the module or the data cannot be processed.
+    """
+    recipe = recipe or Recipe()
+    batches = [named_inputs(model, batch) for batch in calibration_batches]
+    if not batches:
+        raise CalibrationError("Calibration needs at least one batch")
+    progress("capturing", 0.0)
+    longest, _ = max(batches, key=lambda item: item[1])
+    network = capture(model, longest, context=recipe.context)
+    names = {argument: name for name, argument in network.arguments.items()}
+    seen = []
+    for batch, _ in batches:
+        named: dict[str, ArrayLike] = {}
+        for argument, value in batch.items():
+            if "padding_mask" in argument and value.dtype == torch.bool:
+                named[MASK] = ~value
+            elif "mask" in argument:
+                named[MASK] = value
+            else:
+                named[names.get(argument, argument)] = value
+        seen.append(named)
+    made = quantize_network(network, seen, recipe, progress=progress)
+    return replace(made, tokenizer=tokenizer)
 
 
 def context_of(network: Network, recipe: Recipe) -> int:

@@ -62,7 +62,8 @@ def split(seen: Batches) -> tuple[Batches, Batches]:
     return parts if parts[1] else (seen, seen)
 
 
-def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget) -> list[Choice]:
+def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget,
+            progress: Progress = silent) -> list[Choice]:
     """Every operand whose bits nobody has pinned, the most worthwhile first."""
     network, ranges = ready.network, ready.ranges
     tokens = max(next(iter(inputs.values())).shape[1] for inputs, _ in judged)
@@ -72,10 +73,14 @@ def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget) 
         found = [network.results(network.run(*batch, read), batch[1]) for batch in judged]
         return budget.error(exact, found, [lengths for _, lengths in judged]).mean
 
-    found = []
+    found: list[Choice] = []
+    products = [*network.of_kind(Linear), *network.of_kind(Attention)]
 
     def consider(name: str, cycles: int, scale: Float, key: bool = False) -> None:
         if cycles > 0 and not recipe.pinned(name, key=key):
+            # An attention has three operands, Linears often share theirs.
+            part = len(found) / (2 * len(products))
+            progress(f"sensitivity of {name}", 0.3 + 0.4 * min(part, 1.0))
             read = rounding(name, torch.from_numpy(scale).float(), unsigned=".prob" in name)
             found.append(Choice(name=name, error=error(read), cycles=cycles, key=key))
 
@@ -144,16 +149,20 @@ def search(
                           "token); use cosine=NUMBER")
     calibration, judged = split(seen)
     ready = calibrated(network, calibration, recipe, progress)
-    progress("measuring sensitivities")
-    order = choices(ready, judged, recipe, budget)
+    order = choices(ready, judged, recipe, budget, progress)
     exact = [ready.network.results(ready.network.run(*batch), batch[1]) for batch in judged]
+
+    attempts: list[int] = []
 
     def attempt(chosen: list[Choice]) -> tuple[Graph, Error]:
         graph = ready.build(_with(recipe, chosen), bos, eos)
         integers = IntegerModule(graph)
         found = [integers.results(integers.trace(*batch), batch[1]) for batch in judged]
         error = budget.error(exact, found, [lengths for _, lengths in judged])
-        progress(f"{len(chosen)} of {len(order)} operands at 8 bits: {budget.shown(error)}")
+        attempts.append(len(chosen))
+        part = len(attempts) / (len(order).bit_length() + LEFT_OVER)
+        progress(f"{len(chosen)} of {len(order)} operands at 8 bits: {budget.shown(error)}",
+                 0.7 + 0.25 * min(part, 1.0))
         return graph, error
 
     graph, error = attempt([])
@@ -177,7 +186,7 @@ def search(
         if budget.kept(reached):
             chosen, graph, error = [*chosen, candidate], made, reached
     progress(f"{len(chosen)} of {len(order)} operands at 8 bits keep {recipe.budget}: "
-             f"{budget.shown(error)}")
+             f"{budget.shown(error)}", 0.95)
     return QuantizedModel(
         graph=graph, network=ready.network, recipe=_with(recipe, chosen), ranges=ready.ranges,
         judged=judged, reasons=_reasons(order, chosen, budget),
