@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from systolith.quant.calibrate import batches_of
+from systolith.quant.llama_network import llama_network
 from systolith.quant.recipe import Recipe
 from systolith.quant.search import (
     BudgetError,
@@ -14,7 +15,6 @@ from systolith.quant.search import (
     rounding,
     search,
 )
-from tests.quant.networks import llama_network
 from tests.quant.small import VOCABULARY, small_llama
 
 
