@@ -6,7 +6,7 @@ The interface is that of `tokenizer.Tokenizer`.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class JsonTokenizer:
         except OSError as e:
             raise TokenizerError(f"cannot read the vocabulary {path}: {e.strerror}") from e
         if Path(path).suffix == ".txt":
-            data = _wordpiece(data, Path(path)).encode()
+            data = wordpiece_json(data, path, _settings(Path(path))).encode()
         return cls.from_bytes(data, path, vocab_size)
 
     @classmethod
@@ -132,24 +132,34 @@ def _library(path: str | Path) -> Any:
     return tokenizers
 
 
-def _wordpiece(data: bytes, path: Path) -> str:
-    """The tokenizer.json of a BERT's vocab.txt: a token on each line, the first one is 0."""
+def _settings(path: Path) -> dict[str, Any]:
+    """The tokenizer_config.json beside a vocab.txt; {} where there is none."""
+    path = path.with_name("tokenizer_config.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as e:
+        raise TokenizerError(f"cannot read {path}, which must describe the tokenizer: {e}") from e
+
+
+def wordpiece_json(data: bytes, path: str | Path, settings: Mapping[str, Any]) -> str:
+    """The tokenizer.json of a BERT's vocab.txt: a token on each line, the first one is 0.
+
+    ``settings``: of tokenizer_config.json; by default texts are made lower-case.
+    """
     library = _library(path)
     try:
-        words = data.decode("utf-8").splitlines()
-        settings = path.with_name("tokenizer_config.json")
-        raw = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-    except (OSError, ValueError) as e:
-        raise TokenizerError(f"cannot read the vocabulary {path} or its tokenizer_config.json: "
-                             f"{e}") from e
+        # Not splitlines: a token may be one of the characters at which that splits.
+        words = data.decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as e:
+        raise TokenizerError(f"{path} is not the vocabulary of a BERT: it is not UTF-8") from e
     tokens = {word: token for token, word in enumerate(words)}
     missing = [name for name in ("[UNK]", "[CLS]", "[SEP]") if name not in tokens]
     if missing:
         raise TokenizerError(f"{path} is not the vocabulary of a BERT: it lacks {missing[0]}")
     made = library.Tokenizer(library.models.WordPiece(tokens, unk_token="[UNK]"))
     made.normalizer = library.normalizers.BertNormalizer(
-        lowercase=raw.get("do_lower_case", True), strip_accents=raw.get("strip_accents"),
-        handle_chinese_chars=raw.get("tokenize_chinese_chars", True))
+        lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True))
     made.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     made.decoder = library.decoders.WordPiece()
     made.post_processor = library.processors.TemplateProcessing(
