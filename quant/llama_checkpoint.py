@@ -140,7 +140,7 @@ def llama_config(description: Description) -> LlamaConfig:
     layers, kv_heads = d.integer("num_hidden_layers"), d.integer("num_key_value_heads", heads)
     hidden, vocab = d.integer("intermediate_size"), d.integer("vocab_size")
     positions = d.integer("max_position_embeddings", 2048)
-    rope = d.get("rope_parameters", {})
+    rope = d.raw.get("rope_parameters") or {}
     try:
         return LlamaConfig(
             dim=dim, hidden_dim=hidden, n_layers=layers, n_heads=heads, n_kv_heads=kv_heads,

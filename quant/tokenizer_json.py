@@ -104,6 +104,7 @@ class JsonTokenizer:
                 raise TokenizerError(f"limit must be at least {special}, not {limit}: so many "
                                      f"tokens begin and end a text")
             self._tokenizer.enable_truncation(limit)
+        text = text.encode("utf-8", "replace").decode()  # the library takes no lone surrogates
         return self._tokenizer.encode(text, add_special_tokens=bos).ids
 
     def piece(self, previous: int, token: int) -> bytes:

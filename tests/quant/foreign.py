@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from systolith.quant.tokenizer_json import JsonTokenizer, wordpiece_json
+
 VOCABULARY, CONTEXT = 50, 16
 
 
@@ -50,3 +52,16 @@ def put(folder: Path, tensors: dict[str, Tensor]) -> Path:
     file = folder / "model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     return file
+
+
+# A vocabulary ----------------------------------------------------------------------------------
+
+
+def vocab_txt(size: int) -> str:
+    """The vocab.txt of a BERT: [CLS] is 2, [SEP] 3, letters from 5 on, ##b 19, cat 20."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklm", "##a", "##b", "cat"]
+    return "\n".join(words + [f"word{i}" for i in range(size - len(words))]) + "\n"
+
+
+def wordpiece(size: int) -> JsonTokenizer:
+    return JsonTokenizer(wordpiece_json(vocab_txt(size).encode(), "test", {}), "test")

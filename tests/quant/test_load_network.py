@@ -12,8 +12,9 @@ from systolith.quant.checkpoint import BUNDLED, load_model, load_network
 from systolith.quant.tokenizer import Tokenizer
 from systolith.quant.tokenizer_json import JsonTokenizer
 from tests.models import model_file
-from tests.quant.foreign import CONTEXT, VOCABULARY, batch, close, randomized
-from tests.quant.test_tokenizer_json import wordpiece
+from tests.quant.foreign import CONTEXT, VOCABULARY, batch, close, randomized, wordpiece
+
+pytest.importorskip("tokenizers")
 
 
 def llama(hf, **changes):

@@ -7,20 +7,12 @@ import pytest
 
 from systolith.errors import TokenizerError
 from systolith.quant.tokenizer import SPECIAL_PIECES, Tokenizer
-from systolith.quant.tokenizer_json import JsonTokenizer, wordpiece_json
+from systolith.quant.tokenizer_json import JsonTokenizer
 from systolith.quant.vocabulary import is_json, load_tokenizer, tokenizer_from_bytes
+from tests.quant.foreign import vocab_txt, wordpiece
 
 tokenizers = pytest.importorskip("tokenizers")
 TEXTS = ["", "abc", "Hello, world!", "naïve café 東京 🙂 \t x", "the cat   sat\non it."]
-
-
-def vocab_txt(size: int) -> str:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklm", "##a", "##b", "cat"]
-    return "\n".join(words + [f"word{i}" for i in range(size - len(words))]) + "\n"
-
-
-def wordpiece(size: int) -> JsonTokenizer:
-    return JsonTokenizer(wordpiece_json(vocab_txt(size).encode(), "test", {}), "test")
 
 
 def byte_level() -> JsonTokenizer:
@@ -69,6 +61,7 @@ def test_wordpiece():
     assert t.encode("a a a a", limit=4) == [2, 5, 5, 3]
     assert t.encode("a a a a", bos=False, limit=3) == [5, 5, 5]
     assert len(t.encode("a a a a")) == 6                       # the limit does not stay
+    assert t.encode("a\udc80 b") == t.encode("a? b")           # bytes of a terminal in no encoding
     assert t.decode([2, 5, 20, 19, 3]) == "a catb"
     assert spelled(t, [2, 5, 20, 19, 3]) == "a catb"
     with pytest.raises(TokenizerError) as e:
