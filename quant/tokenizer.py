@@ -28,6 +28,8 @@ class Tokenizer:
     `pieces[t]` are the bytes of token t and `scores[t]` its merge score: the higher, the earlier.
     """
 
+    bos, eos = BOS, EOS
+
     def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
         if len(pieces) != len(scores):
             raise TokenizerError(f"a vocabulary needs one score for each piece, not "
@@ -43,6 +45,10 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return len(self.pieces)
+
+    def fits(self, vocabulary: int) -> bool:
+        """Whether a model of so many tokens is of this vocabulary."""
+        return len(self) == vocabulary
 
     @classmethod
     def load(cls, path: str | Path, vocab_size: int | None = None) -> "Tokenizer":
@@ -90,15 +96,15 @@ class Tokenizer:
             parts.append(struct.pack("<fi", score, len(piece)) + piece)
         return b"".join(parts)
 
-    def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Tokens of a text, after BOS unless `bos` is false.
+    def encode(self, text: str, *, bos: bool = True, limit: int | None = None) -> list[int]:
+        """Tokens of a text, after BOS unless `bos` is false; at most `limit`, the first ones.
 
         As in SentencePiece and llama2.c, a text begins with a space that is not written: its first
         word then is the same token as everywhere else. Characters without a piece of their own
         become raw bytes.
         """
         tokens = self.merge(" " + text) if text else []
-        return [BOS, *tokens] if bos else tokens
+        return ([BOS, *tokens] if bos else tokens)[:limit]
 
     def merge(self, text: str) -> list[int]:
         """Tokens of a text as it stands: the best adjacent pair merges first, the left of equals.

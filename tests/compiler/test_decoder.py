@@ -9,11 +9,11 @@ from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
 from systolith.program import Program
 from systolith.quant.llama import Llama, LlamaConfig
+from systolith.quant.llama_network import llama_network
 from systolith.quant.posttraining import quantize_network
 from systolith.quant.recipe import Recipe
 from systolith.sim.machine import GoldenMachine
 from tests.interleaved import InterleavedMachine
-from tests.quant.networks import llama_network
 
 TINY = Config(
     dim=4,

@@ -1,48 +1,14 @@
 """`capture` against Hugging Face's own modules: small random BERT, GPT-2 and Llama."""
 
-import os
-import warnings
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from systolith.quant.capture import capture
 from systolith.quant.network import Attention, Network, Norm, Output, Rope
+from tests.quant.foreign import CONTEXT, VOCABULARY, batch, close, randomized
 
-VOCABULARY, CONTEXT, B = 50, 16, 3
 IMPLEMENTATIONS = ("eager", "sdpa")
-
-
-@pytest.fixture(scope="module")
-def hf():
-    """The library; what it and torch warn of each other on import is not ours."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        return pytest.importorskip("transformers")
-
-
-def randomized(module: nn.Module, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    for name, p in module.named_parameters():
-        gain = p.dim() == 1 and name.endswith("weight")
-        nn.init.normal_(p, 1.0 if gain else 0.0, 0.3)
-    return module.eval().requires_grad_(False)
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
-
-
-def batch(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Random tokens and the mask of their padding on the right."""
-    t = int(lengths.max())
-    mask = (torch.arange(t) < lengths[:, None]).long()
-    return torch.randint(1, VOCABULARY, (len(lengths), t)) * mask, mask
 
 
 def check_language_model(network: Network, module: nn.Module) -> None:

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from systolith.errors import UserError
-from systolith.quant.checkpoint import BUNDLED, load_model, tensor_shapes
+from systolith.quant.checkpoint import BUNDLED, load_model
 from systolith.quant.evaluate import sample
 from systolith.quant.llama import Llama, LlamaConfig
+from systolith.quant.llama_checkpoint import tensor_shapes
 from systolith.quant.tokenizer import SPECIAL, SPECIAL_PIECES, Tokenizer
 from tests.models import model_file
 
@@ -327,8 +328,8 @@ def test_folder_damaged(folder):
     assert refusal(path) == (f"cannot read {path / 'config.json'}, which must describe the model: "
                              f"No such file or directory")
     file.rename(path / "model.safetensors.index.json")
-    assert refusal(path) == (f"{path} holds a checkpoint in several files; save it as one "
-                             f"model.safetensors")
+    assert refusal(path) == (f"cannot read {path / 'config.json'}, which must describe the model: "
+                             f"No such file or directory")
     (path / "model.safetensors.index.json").unlink()
     assert refusal(path) == (f"{path} has no model.safetensors; save the model there in that "
                              f"format")

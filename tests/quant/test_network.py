@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from systolith.quant.llama import Llama, LlamaConfig
+from systolith.quant.llama_network import llama_network
 from systolith.quant.network import (
     POSITIONS,
     Add,
@@ -19,7 +20,6 @@ from systolith.quant.network import (
     Scale,
     Slice,
 )
-from tests.quant.networks import llama_network
 
 
 @pytest.mark.parametrize("pairs", ["adjacent", "halves"])

@@ -15,9 +15,9 @@ from systolith.quant import transform
 from systolith.quant.build import product_inputs, quantize_rows
 from systolith.quant.calibrate import CLIPS, CalibrationError, batches_of, calibrate
 from systolith.quant.export import compare
+from systolith.quant.llama_network import llama_network
 from systolith.quant.posttraining import quantize_network
 from systolith.quant.recipe import METHODS, Recipe
-from tests.quant.networks import llama_network
 from tests.quant.small import VOCABULARY, small_llama
 
 

@@ -10,10 +10,10 @@ import torch
 from systolith.quant import network as net
 from systolith.quant.budget import Budget, BudgetError, Error
 from systolith.quant.calibrate import batches_of
+from systolith.quant.llama_network import llama_network
 from systolith.quant.posttraining import quantize_network
 from systolith.quant.recipe import Recipe
 from systolith.quant.search import integer_error, rounding, split
-from tests.quant.networks import llama_network
 from tests.quant.small import VOCABULARY, small_llama
 
 

@@ -1,4 +1,4 @@
-"""Float networks for tests, written by hand."""
+"""A Llama as a float network, written by hand: nothing has to be recognised."""
 
 from systolith.quant.llama import Llama
 from systolith.quant.network import (
@@ -17,7 +17,10 @@ from systolith.quant.network import (
 
 
 def llama_network(model: Llama) -> Network:
-    """The network of a Llama, with the names of its tensors in the older quantizer."""
+    """The network of a Llama: tokens to logits, under the names that `quantize` gives its tensors.
+
+    Its weights are the model's own tensors, not copies.
+    """
     c, backbone = model.config, model.model
     ops: list[Op] = [Embed(name="embedding", table=backbone.embed_tokens.weight)]
     x = "embedding"
