@@ -35,7 +35,10 @@ class AttentionLowering:
         pairs = [("key", placed[node.q], placed[node.k])]
         if node.q_low is not None and node.k_low is not None:
             pairs.append(("low key", placed[node.q_low], placed[node.k_low]))
-        v = placed[node.v]
+        # Values of 16 bits are two tensors, and the lower one meets the upper bytes of p.
+        values = [("value", placed[node.v])]
+        if node.v_low is not None:
+            values.append(("low value", placed[node.v_low]))
         out = self.low.place(node.out)
         constants = self.low.graph.constants
         param, param_region = self.low.load_parameters(
@@ -48,7 +51,7 @@ class AttentionLowering:
             name: self.low.memory.buffer(
                 f"{node.name} {name} cache", "uint8", (heads.sets * hb, self.context, d)
             )
-            for name in (*(name for name, _, _ in pairs), "value")
+            for name in (*(name for name, _, _ in pairs), *(name for name, _ in values))
         }
         # Query rows of one key block set lie as [token][head of the group][head block]: the rows of
         # all heads of a group form one matmul.
@@ -63,38 +66,44 @@ class AttentionLowering:
         turn = 0
         for block in range(heads.sets):
             cache_rows = self.cache_rows() * hb
-            cache = self.low.weights.take((len(pairs) + 1) * cache_rows, hold=True)
+            parts = len(pairs) + len(values)
+            cache = self.low.weights.take(parts * cache_rows, hold=True)
             operands = []
             for part, (name, q, k) in enumerate(pairs):
                 key = self._cache(k, caches[name], block, name, cache + part * cache_rows)
                 query = self._gather_queries(q, queries[part], block)
                 operands.append((query, q.bits, key))
-            first = cache + len(pairs) * cache_rows
-            value = self._cache(v, caches["value"], block, "value", first)
+            stored = [
+                self._cache(v, caches[name], block, name, cache + part * cache_rows)
+                for part, (name, v) in enumerate(values, start=len(pairs))
+            ]
             ring, context = self.low.hold_accumulator(group_rows * hb)
             results = Region("accumulator", context, context + group_rows * hb)
             for member in range(min(heads.per_block, heads.kv_heads - block * heads.per_block)):
                 turn ^= 1
                 self._scores(node, operands, probabilities[turn], member)
                 p = probabilities[turn]
-                self.low.emit(
-                    "matmul",
-                    {
-                        "act": p,
-                        "act_stride": p_stride,
-                        "weight": value.start,
-                        "n_tiles": hb,
-                        "acc": context,
-                        "acc_stride": hb,
-                        "w_stride_n": self.cache_rows(),
-                        "w_stride_k": d,
-                        "wide": int(wide),
-                        **self._lane_group(member, "mask_out"),
-                    },
-                    {"k_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
-                    reads=(Region("activation", p, p + group_rows * p_stride), value),
-                    writes=(results,),
-                )
+                for part, value in enumerate(stored):
+                    self.low.emit(
+                        "matmul",
+                        {
+                            "act": p + part,
+                            "act_stride": p_stride,
+                            "weight": value.start,
+                            "n_tiles": hb,
+                            "acc": context,
+                            "acc_stride": hb,
+                            "w_stride_n": self.cache_rows(),
+                            "w_stride_k": d,
+                            "wide": int(wide and part == 0),
+                            "apart": part,
+                            "accumulate": part,
+                            **self._lane_group(member, "mask_out"),
+                        },
+                        {"k_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
+                        reads=(Region("activation", p, p + group_rows * p_stride), value),
+                        writes=(results,),
+                    )
             self.low.emit(
                 "vector",
                 {

@@ -103,6 +103,7 @@ class Lowering:
                 (node.v, heads.keys()),
                 (node.q_low, heads.queries()),
                 (node.k_low, heads.keys()),
+                (node.v_low, heads.keys()),
             ):
                 if name is not None:
                     self._demand_layout(layouts, name, layout)

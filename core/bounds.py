@@ -51,7 +51,8 @@ def accumulator_bounds(graph: Graph) -> dict[str, NDArray[np.int64]]:
             queries = (name for name in (node.q, node.q_low) if name is not None)
             q = sum(1 << (graph.tensors[name].bits - 1) for name in queries)
             bounds[f"{node.name}.scores"] = np.array([(q << 7) * node.head_dim])
-            bounds[f"{node.name}.context"] = (row << 7) + bias
+            rows = row if node.v_low is None else row + (row >> 8)
+            bounds[f"{node.name}.context"] = (rows << 7) + bias
     return bounds
 
 

@@ -27,15 +27,19 @@ def attention_cycles(
     q_planes: int = 2,
     key_parts: int = 1,
     p_planes: int = 2,
+    value_parts: int = 1,
     dim: int = DIM,
 ) -> int:
     """Of all scores and of all probabilities times values, for ``queries`` tokens and ``keys``.
 
-    ``key_parts``: 2 for keys of 12 bits, which are two tensors of 8.
+    ``key_parts``: 2 for keys of 12 bits, ``value_parts``: 2 for values of 16, which are two tensors
+    of 8; the lower part of a value meets one plane of the probabilities.
     """
     rows = queries * (heads // kv_heads)
     scores = product_cycles(rows, head_dim, keys, q_planes, dim) * key_parts
-    return kv_heads * (scores + product_cycles(rows, keys, head_dim, p_planes, dim))
+    context = product_cycles(rows, keys, head_dim, p_planes, dim)
+    context += (value_parts - 1) * product_cycles(rows, keys, head_dim, 1, dim)
+    return kv_heads * (scores + context)
 
 
 def array_cycles(graph: Graph, tokens: int, dim: int = DIM) -> dict[str, int]:
@@ -57,6 +61,7 @@ def array_cycles(graph: Graph, tokens: int, dim: int = DIM) -> dict[str, int]:
                     q_planes=graph.tensors[node.q].bits // 8,
                     key_parts=1 if node.k_low is None else 2,
                     p_planes=node.probability_bits // 8,
+                    value_parts=1 if node.v_low is None else 2,
                     dim=dim,
                 )
     return found

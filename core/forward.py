@@ -48,7 +48,7 @@ class IntegerModel:
         self.graph = graph
         self.caches: dict[str, NDArray[np.int8]] = {}
         for node in graph.of_kind(Attention):
-            for name in (node.k, node.v, node.k_low):
+            for name in (node.k, node.v, node.k_low, node.v_low):
                 if name is not None:
                     shape = (graph.context, node.kv_heads * node.head_dim)
                     self.caches[f"{node.name}.{name}"] = np.zeros(shape, np.int8)
@@ -194,7 +194,7 @@ class IntegerModel:
                 cos, sin = (np.tile(const[c][rows], heads) for c in (node.cos, node.sin))
                 return golden.rope(inputs[0], cos, sin, node.shift, bits)
             case Attention():
-                return saturate(self._attention(node, *inputs), bits)
+                return saturate(self._attention(node, values), bits)
             case Add():
                 return golden.add(inputs[0], inputs[1], node.mult_a, node.mult_b, node.shift, bits)
             case Multiply():
@@ -210,21 +210,19 @@ class IntegerModel:
                 return golden.argmax(inputs[0])[:, None]
         raise TypeError(f"No execution of {type(node).__name__}")
 
-    def _attention(
-        self, node: Attention, q: Int, k: Int, v: Int, q_low: Int | None = None,
-        k_low: Int | None = None,
-    ) -> Int:
+    def _attention(self, node: Attention, tensors: dict[str, Int]) -> Int:
+        q = tensors[node.q]
         start, stop = self.start, self.start + len(q)
 
-        def cached(name: str, new: Int) -> NDArray[np.int8]:
+        def cached(name: str) -> NDArray[np.int8]:
             cache = self.caches[f"{node.name}.{name}"]
-            cache[start:stop] = new
+            cache[start:stop] = tensors[name]
             return cache[:stop]
 
-        keys, values = cached(node.k, k), cached(node.v, v)
-        pairs = [(q, keys)]
-        if q_low is not None:
-            pairs.append((q_low, cached(node.k_low, k_low)))
+        pairs, values = [(q, cached(node.k))], cached(node.v)
+        if node.k_low is not None:
+            pairs.append((tensors[node.q_low], cached(node.k_low)))
+        values_low = None if node.v_low is None else cached(node.v_low)
         limit = np.arange(start, stop) + 1 if node.causal else stop
         out = np.empty_like(q)
         for head in range(node.heads):
@@ -238,6 +236,8 @@ class IntegerModel:
                 scores, node.score_mult, node.score_shift, limit, node.probability_bits
             )
             acc = golden.matmul(p, values[:, shared])
+            if values_low is not None:
+                acc = golden.matmul(p >> 8, values_low[:, shared], acc)
             parameters = (self.graph.constants[c][mine] for c in (node.bias, node.mult, node.shift))
             out[:, mine] = golden.scale(acc, *parameters)
         return out

@@ -190,6 +190,11 @@ class Attention(Node):
     shifted right by as many, so that both products have one scale::
 
         scores      = matmul(q, k.T) + matmul(q_low, k_low.T)
+
+    With ``v_low``, values have 16 bits: ``v_low``, 8 bits and a cache of its own, is what v lacks,
+    its LSB 256 times as fine, and meets the upper bytes of p, which must have 16 bits::
+
+        acc         = matmul(p, v) + matmul(p >> 8, v_low)
     """
 
     q: str
@@ -207,8 +212,9 @@ class Attention(Node):
     causal: bool = True
     q_low: str | None = None
     k_low: str | None = None
+    v_low: str | None = None
 
-    INPUTS = ("q", "k", "v", "q_low", "k_low")
+    INPUTS = ("q", "k", "v", "q_low", "k_low", "v_low")
     CONSTANTS = ("bias", "mult", "shift")
 
     @property
@@ -538,6 +544,10 @@ class _Check:
         if node.q_low is not None:
             self.tensor(node.q_low, (8, 16), channels)
             self.tensor(node.k_low, (8,), node.kv_heads * node.head_dim)
+        if node.v_low is not None:
+            self.tensor(node.v_low, (8,), node.kv_heads * node.head_dim)
+            good = node.probability_bits == 16
+            self.demand(good, "values with v_low need probabilities of 16 bits")
         self.scale(node, channels)
         good = type(node.causal) is bool
         self.demand(good, f"causal must be true or false, not {node.causal!r}")

@@ -224,6 +224,7 @@ OPCODES: tuple[Opcode, ...] = (
             _flag("accumulate", 3, "add to what the accumulator holds"),
             _flag("mask_in", 4, "activation lanes outside the lane group count as 0"),
             _flag("mask_out", 5, "only the lane group of the accumulator is written"),
+            _flag("apart", 6, "blocks lie two rows apart also where one plane of them is streamed"),
         ),
     ),
     Opcode(

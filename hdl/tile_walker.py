@@ -64,6 +64,7 @@ class TileWalker(wiring.Component):
         act_stride, acc_stride = Signal(act_bits), Signal(acc_bits)
         rows = Signal(16)
         columns, wide, is_signed, accumulate = Signal(), Signal(), Signal(), Signal()
+        block = Signal(range(3))  # rows from one block to the next
         mask_in, mask_out, group_log2, group = Signal(), Signal(), Signal(4), Signal(8)
         act_first, act = Signal(act_bits), Signal(act_bits)
         weight_n, weight = Signal(weight_bits), Signal(weight_bits)
@@ -92,6 +93,7 @@ class TileWalker(wiring.Component):
                 rows.eq(field("rows")),
                 columns.eq(field("columns")),
                 wide.eq(field("wide")),
+                block.eq(Mux(field("wide") | field("apart"), 2, 1)),
                 is_signed.eq(field("signed")),
                 accumulate.eq(field("accumulate")),
                 mask_in.eq(field("mask_in")),
@@ -120,7 +122,7 @@ class TileWalker(wiring.Component):
                     first_k.eq(1),
                 ]
             with m.Else():
-                m.d.sync += [k_left.eq(k_left - 1), act.eq(act + wide + 1), first_k.eq(0)]
+                m.d.sync += [k_left.eq(k_left - 1), act.eq(act + block), first_k.eq(0)]
 
         lanes = Signal(self.config.dim)
         for lane in range(self.config.dim):

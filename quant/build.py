@@ -5,8 +5,8 @@ static ranges: int16 between operations, int16 or int8 where a matrix product re
 for keys and values with a scale for each channel: a channel's scale of V is undone by the
 parameters that follow the product with V, that of K by the scale of the same channel of Q.
 
-Keys of 12 bits are an 8-bit tensor ".high" and another one ".low" for the bits that it lacks, made
-by two tables of the 16-bit key.
+Keys of 12 and values of 16 bits are an 8-bit tensor ".high" and another one ".low" for the bits that
+it lacks, made by two tables of the 16-bit tensor.
 
 A tensor has the name of the operation that defines it. A `Function` that alone reads a `Linear` is
 its table. Where a matrix product wants 8 bits of a tensor that others read too, a rescale of its
@@ -127,6 +127,10 @@ class Builder:
         self.split = {a.k for a in network.of_kind(net.Attention)
                       if recipe.key_bits(a.k) == KEY_BITS}
         """Keys of `KEY_BITS` bits."""
+        self.split_values = {a.v for a in network.of_kind(net.Attention)
+                             if recipe.value_bits(a.v) == 16
+                             and recipe.activation_bits(net.probabilities(a)) == 16}
+        """Values of 16 bits."""
         self.bits: dict[str, int] = {}
         """Bits that matrix products want of a tensor, 16 where nothing else is said."""
         for name in self.choosable:
@@ -152,6 +156,9 @@ class Builder:
     def _largest(self, name: str, bits: int, *, per_channel: bool = False) -> Float:
         """Magnitudes that the full range has to hold: [1], or of each channel."""
         seen = self.ranges[name]
+        if name in self.cached:
+            largest = seen.largest * self.recipe.cache_headroom
+            return largest if per_channel else largest.max(keepdims=True)
         if bits == 8:
             return seen.clip(self.recipe.range, self.recipe.percentile, per_channel=per_channel)
         largest = seen.largest * self.recipe.headroom
@@ -208,9 +215,10 @@ class Builder:
             if not products or name in outputs:
                 raise RecipeError(f"The key or value {name!r} must be read by attention alone")
             scale = self.score_scales.get(name)
-            if name in self.split:
+            scale = self._cache_scale(name, 1) if scale is None else scale
+            if name in self.split or name in self.split_values:
                 return 16, scale / 256
-            return 8, self._cache_scale(name, 1) if scale is None else scale
+            return 8, scale
         bits = self.bits.get(name, 16)
         bits = bits if products and name not in outputs else 16
         if name in self.score_scales:
@@ -301,8 +309,8 @@ class Builder:
         if function is not None:
             between = self._uniform_scale(op.name, 16)
             scale = float(np.max(scale))
-            table = self._constant(f"{name}.table", self._table(function, between, scale, bits),
-                                   "int16")
+            table = self._constant(f"{name}.table", tables.function_table(
+                self._scalar(function), between, scale), "int16")
         else:
             readers = self.network.consumers(op.name)
             for rope in readers:
@@ -315,9 +323,9 @@ class Builder:
                                 **self._parameters(name, offset, x_scale * w_scale / between)),
                    len(weight), bits, scale)
 
-    def _table(self, op: net.Function, scale_in: float, scale: float, bits: int) -> NDArray:
-        function: Callable = net.FUNCTIONS[op.function].numpy
-        return tables.function_table(function, scale_in, scale)
+    def _scalar(self, op: net.Function) -> Callable[[Float], Float]:
+        function, offset = net.FUNCTIONS[op.function].numpy, op.offset
+        return lambda x: function(x) - offset
 
     def _function(self, op: net.Function) -> None:
         if op.name in self.tables:
@@ -326,7 +334,7 @@ class Builder:
         bits, scale = self._own(op.name)
         scale = float(np.max(scale))
         exact = self.tensors[x].bits == 8
-        function = net.FUNCTIONS[op.function].numpy
+        function = self._scalar(op)
         table = (tables.exact_table(function, x_scale, scale, bits) if exact
                  else tables.function_table(function, x_scale, scale))
         self._node(graph.Lookup(name=op.name, out=op.name, x=x, exact=exact, table=self._constant(
@@ -396,12 +404,19 @@ class Builder:
         v_scale = _per_query(op, np.array(self.tensors[op.v].scale))
         p_bits = self.bits[net.probabilities(op)]
         p_scale = 1 / (2**p_bits - 1)
-        zero = np.zeros(self.channels[name])
+        offset = np.zeros(self.channels[name])
+        if op.v in self.split_values:
+            parts |= self._split_value(op.v)
+            v_scale = v_scale * 256
+            # The lower part is told less 128, half an LSB of the upper one.
+            offset += round(0.5 / p_scale)
+        else:
+            parts["v"] = op.v
         self._node(graph.Attention(
-            name=name, out=name, q=op.q, v=op.v, heads=op.heads, kv_heads=op.kv_heads,
+            name=name, out=name, q=op.q, heads=op.heads, kv_heads=op.kv_heads,
             head_dim=op.head_dim, score_mult=score_mult, score_shift=score_shift,
             probability_bits=p_bits, causal=op.causal, **parts,
-            **self._parameters(name, zero, p_scale * v_scale / scale)),
+            **self._parameters(name, offset, p_scale * v_scale / scale)),
             self.channels[name], bits, scale)
 
     def _split_key(self, op: net.Attention) -> dict[str, str]:
@@ -411,16 +426,10 @@ class Builder:
         the tables make h and l. What 128 adds is the same for all keys of a row of scores, and
         softmax does not see it.
         """
-        halves = {}
-        bases = np.arange(-128, 128), np.full(256, -8)
-        for part, base, slope, finer in (("high", bases[0], 0, 1), ("low", bases[1], 16, 16)):
-            name = f"{op.k}.{part}"
-            halves[part] = name
-            if name not in self.tensors:
-                table = np.stack([base, np.full(256, slope)], axis=1).astype("int16")
-                self._node(graph.Lookup(name=name, out=name, x=op.k, exact=False,
-                                        table=self._shared(f"key.{part}.table", table)),
-                           self.channels[op.k], 8, self.score_scales[op.k] / finer)
+        scale = self.score_scales[op.k]
+        halves = {part: self._part(op.k, part, "key", base, slope, scale / finer)
+                  for part, base, slope, finer in (
+                      ("high", np.arange(-128, 128), 0, 1), ("low", np.full(256, -8), 16, 16))}
         coarse = f"{op.q}.low"
         if coarse not in self.tensors:
             q = self.tensors[op.q]
@@ -428,6 +437,23 @@ class Builder:
                                  shift=graph.LOW_BITS), q.channels, q.bits,
                        np.array(q.scale) * 2**graph.LOW_BITS)
         return {"k": halves["high"], "k_low": halves["low"], "q_low": coarse}
+
+    def _split_value(self, name: str) -> dict[str, str]:
+        """The parts of a 16-bit value x: x >> 8, and x & 255 less 128."""
+        scale = np.array(self.tensors[name].scale)
+        return {"v": self._part(name, "high", "value", np.arange(-128, 128), 0, scale * 256),
+                "v_low": self._part(name, "low", "value", np.full(256, -128), 256, scale)}
+
+    def _part(self, name: str, part: str, kind: str, base: NDArray, slope: int,
+              scale: Float) -> str:
+        """A part of a 16-bit tensor, by a table of 256 segments."""
+        out = f"{name}.{part}"
+        if out not in self.tensors:
+            table = np.stack([base, np.full(256, slope)], axis=1).astype("int16")
+            table_name = self._shared(f"{kind}.{part}.table", table)
+            self._node(graph.Lookup(name=out, out=out, x=name, exact=False, table=table_name),
+                       self.channels[name], 8, scale)
+        return out
 
     def _add(self, op: net.Add) -> None:
         (a, a_scale), (b, b_scale) = self._read(op.a), self._read(op.b)

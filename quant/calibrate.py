@@ -82,15 +82,26 @@ def batches_of(
 class Range:
     """What calibration has seen of one tensor, for each of its channels.
 
-    ``largest``: largest magnitude; ``counts``: int64 [channels, bins], how often each magnitude was
+    ``low``, ``high``: smallest and largest value; ``counts``: int64 [channels, bins], how often each magnitude was
     seen, or None; ``total``, ``squares``: sums of the values and of their squares over ``tokens``.
     """
 
-    largest: Float
+    low: Float
+    high: Float
     total: Float
     squares: Float
     counts: NDArray[np.int64] | None = None
     tokens: int = 0
+
+    @property
+    def largest(self) -> Float:
+        """The largest magnitude."""
+        return np.maximum(-self.low, self.high).clip(min=0)
+
+    @property
+    def middle(self) -> Float:
+        """Half way between the smallest and the largest value."""
+        return (self.low + self.high) / 2
 
     @property
     def mean(self) -> Float:
@@ -209,9 +220,11 @@ def _add(ranges: dict[str, Range], name: str, values: Tensor, histogram: bool) -
     channels, bins = x.shape[1], BINS_PER_OCTAVE * OCTAVES
     if name not in ranges:
         counts = np.zeros((channels, bins), dtype=np.int64) if histogram else None
-        ranges[name] = Range(np.zeros(channels), np.zeros(channels), np.zeros(channels), counts)
+        ranges[name] = Range(np.full(channels, np.inf), np.full(channels, -np.inf),
+                             np.zeros(channels), np.zeros(channels), counts)
     seen, magnitude = ranges[name], np.abs(x)
-    np.maximum(seen.largest, magnitude.max(axis=0), out=seen.largest)
+    np.minimum(seen.low, x.min(axis=0), out=seen.low)
+    np.maximum(seen.high, x.max(axis=0), out=seen.high)
     seen.total += x.sum(axis=0)
     seen.squares += (x * x).sum(axis=0)
     seen.tokens += len(x)

@@ -94,10 +94,11 @@ class Linear(Op):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Function(Op):
-    """A scalar function of every element, by its name in `FUNCTIONS`."""
+    """A scalar function of every element, by its name in `FUNCTIONS`, less ``offset``."""
 
     x: str
     function: str
+    offset: float = 0.0
 
     INPUTS = ("x",)
 
@@ -369,7 +370,7 @@ class Network:
             case Linear():
                 return F.linear(values[op.x], op.weight, op.bias)
             case Function():
-                return FUNCTIONS[op.function].torch(values[op.x])
+                return FUNCTIONS[op.function].torch(values[op.x]) - op.offset
             case Norm(center=True):
                 x = values[op.x]
                 return F.layer_norm(x, x.shape[-1:], op.gain, op.bias, op.eps)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from systolith.artifact import Artifact
 from systolith.graph import Graph
 from systolith.quant import report, transform
-from systolith.quant.build import Builder, cached, product_inputs
+from systolith.quant.build import Builder, product_inputs
 from systolith.quant.calibrate import (
     MASK,
     CalibrationError,
@@ -99,15 +99,16 @@ def calibrated(
     context = context_of(network, recipe)
     progress("preparing", 0.05)
     network = prepared(network, seen, recipe, context)
-    choosable, keys = product_inputs(network), [a.k for a in network.of_kind(Attention)]
-    for names, patterns in ((choosable, recipe.bits), (keys, recipe.keys)):
+    choosable, attentions = product_inputs(network), list(network.of_kind(Attention))
+    for names, patterns in ((choosable, recipe.bits), ([a.k for a in attentions], recipe.keys),
+                            ([a.v for a in attentions], recipe.values)):
         for pattern, _ in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
                                   f"chosen; these are {', '.join(names)}")
     progress("calibrating", 0.15)
     eight = {n for n in choosable if recipe.budget or recipe.activation_bits(n) == 8}
-    histograms = set() if recipe.range == "minmax" else eight | set(cached(network))
+    histograms = set() if recipe.range == "minmax" else eight
     ranges = calibrate(network, seen, histograms, context)
     return Calibrated(network=network, ranges=ranges, context=context)
 
@@ -189,6 +190,8 @@ def prepared(network: Network, batches: Batches, recipe: Recipe, context: int) -
     """A network of the same function in the form that the builder reads, and easy to quantize."""
     network = transform.adjacent_pairs(transform.fold_scales(transform.split_slices(network)))
     network = transform.turn_pairs(network, batches, context)
+    if recipe.centering:
+        network = transform.center(network, calibrate(network, batches, set(), context))
     if recipe.smoothing:
         ranges = calibrate(network, batches, set(), context)
         network = transform.smooth(network, ranges, recipe.smoothing)

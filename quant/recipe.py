@@ -24,10 +24,15 @@ class Recipe:
                       tensors that a matrix product streams: the inputs of Linears, queries, and
                       an attention's name with ".probabilities".
     keys              the same for keys, 8 or 12; what no pattern matches has 12, or what the search
-                      finds. Keys of 12 bits cost a second product for the scores. (Values have 8.)
-    range             of 8-bit tensors: see `calibrate.Range.clip`
+                      finds. Keys of 12 bits cost a second product for the scores.
+    values            the same for values, 8 or 16; what no pattern matches has 16, or what the search
+                      finds. Values of 16 bits cost half as much again for probabilities times
+                      values, and need probabilities of 16 bits: with 8, values have 8.
+    range             of 8-bit tensors but keys and values: see `calibrate.Range.clip`
     percentile        part of the values, in percent, that "percentile" does not saturate
+    cache_headroom    keys and values can hold this multiple of the largest magnitude seen
     headroom          16-bit tensors can hold this multiple of the largest magnitude seen
+    centering         ranges of channels are moved to lie around zero, and biases make up for it
     smoothing         0: none; else the part of a channel's outlier that moves to the weights
     clip_weights      weight ranges of the least error instead of the largest weight
     bias_correction   the mean error that rounded weights cause is taken out of the bias
@@ -37,9 +42,12 @@ class Recipe:
     budget: str = ""
     bits: tuple[tuple[str, int], ...] = ()
     keys: tuple[tuple[str, int], ...] = ()
+    values: tuple[tuple[str, int], ...] = ()
     range: str = "percentile"
     percentile: float = 99.99
+    cache_headroom: float = 1.25
     headroom: float = 2.0
+    centering: bool = True
     smoothing: float = 0.0
     clip_weights: bool = True
     bias_correction: bool = True
@@ -56,8 +64,12 @@ class Recipe:
         check("bits", good, "pairs of a pattern and 8 or 16")
         good = all(isinstance(p, str) and b in (8, 12) for p, b in self.keys)
         check("keys", good, "pairs of a pattern and 8 or 12")
+        good = all(isinstance(p, str) and b in (8, 16) for p, b in self.values)
+        check("values", good, "pairs of a pattern and 8 or 16")
         check("range", self.range in METHODS, f"one of {', '.join(METHODS)}")
         check("percentile", 50 <= self.percentile <= 100, "from 50 to 100")
+        good = 1 <= self.cache_headroom <= 64
+        check("cache_headroom", good, "from 1 to 64")
         check("headroom", 1 <= self.headroom <= 64, "from 1 to 64")
         check("smoothing", 0 <= self.smoothing <= 1, "from 0 to 1")
         good = self.context is None or (type(self.context) is int and self.context > 0)
@@ -71,11 +83,14 @@ class Recipe:
         """Bits of the key ``name``."""
         return _last_match(self.keys, name, 12)
 
+    def value_bits(self, name: str) -> int:
+        """Bits of the value ``name``."""
+        return _last_match(self.values, name, 16)
 
-    def pinned(self, name: str, *, key: bool = False) -> bool:
-        """Whether a pattern says how many bits a tensor or a key has, so that no search may."""
-        patterns = self.keys if key else self.bits
-        return any(fnmatchcase(name, pattern) for pattern, _ in patterns)
+    def pinned(self, kind: str, name: str) -> bool:
+        """Whether a pattern of ``bits``, ``keys`` or ``values`` has the name: no search changes it.
+        """
+        return any(fnmatchcase(name, pattern) for pattern, _ in getattr(self, kind))
 
 
 def _last_match(patterns: tuple[tuple[str, int], ...], name: str, otherwise: int) -> int:

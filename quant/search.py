@@ -8,6 +8,7 @@ by one. The budget is judged on data that the ranges were not calibrated on.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,13 +38,14 @@ LEFT_OVER = 8
 class Choice:
     """One operand that may have 8 bits: the error that it causes alone, and the cycles it saves.
 
-    ``error``: mean, in the metric of the budget. ``key``: of 8 instead of 12 bits.
+    ``error``: mean, in the metric of the budget. ``kind``: the field of `Recipe` that says its bits:
+    "bits", "keys" or "values".
     """
 
     name: str
     error: float
     cycles: int
-    key: bool = False
+    kind: str = "bits"
 
 
 def split(seen: Batches) -> tuple[Batches, Batches]:
@@ -76,25 +78,29 @@ def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget,
     found: list[Choice] = []
     products = [*network.of_kind(Linear), *network.of_kind(Attention)]
 
-    def consider(name: str, cycles: int, scale: Float, key: bool = False) -> None:
-        if cycles > 0 and not recipe.pinned(name, key=key):
-            # An attention has three operands, Linears often share theirs.
+    def consider(name: str, cycles: int, scale: Float, kind: str = "bits") -> None:
+        if cycles > 0 and not recipe.pinned(kind, name):
+            # An attention has four operands, Linears often share theirs.
             part = len(found) / (2 * len(products))
             progress(f"sensitivity of {name}", 0.3 + 0.4 * min(part, 1.0))
             read = rounding(name, torch.from_numpy(scale).float(), unsigned=".prob" in name)
-            found.append(Choice(name=name, error=error(read), cycles=cycles, key=key))
+            found.append(Choice(name=name, error=error(read), cycles=cycles, kind=kind))
 
     for name in dict.fromkeys(op.x for op in network.of_kind(Linear)):
         consider(name, saved_by_input(network, name, tokens), _scale(ranges[name], recipe))
     for a in network.of_kind(Attention):
-        of = (a.heads, a.kv_heads, a.head_dim, tokens, tokens)
-        most = cost.attention_cycles(*of, key_parts=2)
-        consider(a.q, most - cost.attention_cycles(*of, key_parts=2, q_planes=1),
-                 _scale(ranges[a.q], recipe))
-        consider(probabilities(a), most - cost.attention_cycles(*of, key_parts=2, p_planes=1),
-                 torch.tensor([1 / 255], dtype=torch.float64).numpy())
-        consider(a.k, most - cost.attention_cycles(*of),
-                 _scale(ranges[a.k], recipe, per_channel=True), key=True)
+        def saved(a: Attention = a, **fewer: int) -> int:
+            of = (a.heads, a.kv_heads, a.head_dim, tokens, tokens)
+            most = {"key_parts": 2, "value_parts": 2}
+            return (cost.attention_cycles(*of, **most)
+                    - cost.attention_cycles(*of, **(most | fewer)))
+
+        cache = {name: ranges[name].largest * recipe.cache_headroom / 127 + 1e-30
+                 for name in (a.k, a.v)}
+        consider(a.q, saved(q_planes=1), _scale(ranges[a.q], recipe))
+        consider(probabilities(a), saved(p_planes=1, value_parts=1), np.array([1 / 255]))
+        consider(a.k, saved(key_parts=1), cache[a.k], "keys")
+        consider(a.v, saved(value_parts=1), cache[a.v], "values")
     return sorted(found, key=lambda c: c.error / c.cycles)
 
 
@@ -105,9 +111,8 @@ def saved_by_input(network: Network, name: str, tokens: int) -> int:
                for n, k in shapes)
 
 
-def _scale(seen: Range, recipe: Recipe, per_channel: bool = False) -> Float:
-    largest = seen.clip(recipe.range, recipe.percentile, per_channel=per_channel)
-    return largest.clip(min=1e-30) / 127
+def _scale(seen: Range, recipe: Recipe) -> Float:
+    return seen.clip(recipe.range, recipe.percentile).clip(min=1e-30) / 127
 
 
 def rounding(name: str, scale: Tensor, unsigned: bool = False) -> Reader:
@@ -115,8 +120,7 @@ def rounding(name: str, scale: Tensor, unsigned: bool = False) -> Reader:
     low, high = (0, 255) if unsigned else (-128, 127)
 
     def read(op: Op, x_name: str, x: Tensor) -> Tensor:
-        product = isinstance(op, Linear) or (isinstance(op, Attention) and x_name != op.v)
-        if x_name != name or not product:
+        if x_name != name or not isinstance(op, Linear | Attention):
             return x
         return (x / scale).round().clamp(low, high) * scale
     return read
@@ -195,9 +199,10 @@ def search(
 
 def _with(recipe: Recipe, chosen: list[Choice]) -> Recipe:
     """The recipe with 8 bits for the chosen operands, before what the user has pinned."""
-    bits = tuple((c.name, 8) for c in chosen if not c.key)
-    keys = tuple((c.name, 8) for c in chosen if c.key)
-    return replace(recipe, bits=(*bits, *recipe.bits), keys=(*keys, *recipe.keys))
+    def patterns(kind: str) -> tuple[tuple[str, int], ...]:
+        return (*((c.name, 8) for c in chosen if c.kind == kind), *getattr(recipe, kind))
+
+    return replace(recipe, **{kind: patterns(kind) for kind in ("bits", "keys", "values")})
 
 
 def _reasons(order: list[Choice], chosen: list[Choice], budget: Budget) -> dict[str, str]:

@@ -115,7 +115,7 @@ class IntegerModule(nn.Module):
                 y = round_shift(heads * cos + partner * sin, node.shift)
                 return saturate(y, bits).flatten(-2)
             case graph.Attention():
-                return saturate(self._attention(node, x, lengths), bits)
+                return saturate(self._attention(node, values, lengths), bits)
             case graph.Add():
                 return saturate(round_shift(x[0] * node.mult_a + x[1] * node.mult_b, node.shift),
                                 bits)
@@ -154,23 +154,25 @@ class IntegerModule(nn.Module):
         gain, bias, shift = (self._constant(c) for c in (node.gain, node.bias, node.shift))
         return saturate(round_shift(saturate(z, 24) * gain + bias, shift), bits)
 
-    def _attention(self, node: graph.Attention, x: list[Tensor], lengths: Tensor | None) -> Tensor:
-        def heads(t: Tensor, count: int) -> Tensor:
-            t = t.unflatten(-1, (count, node.head_dim)).transpose(1, 2)          # [B, H, T, P]
-            return t.repeat_interleave(node.heads // count, dim=1)
+    def _attention(self, node: graph.Attention, values: Mapping[str, Tensor],
+                   lengths: Tensor | None) -> Tensor:
+        def heads(name: str) -> Tensor:
+            t = values[name].unflatten(-1, (-1, node.head_dim)).transpose(1, 2)  # [B, H, T, P]
+            return t.repeat_interleave(node.heads // t.shape[1], dim=1)
 
-        q, k, v = heads(x[0], node.heads), heads(x[1], node.kv_heads), heads(x[2], node.kv_heads)
-        scores = matmul(q, k.transpose(2, 3))                                    # [B, H, T, S]
-        if node.k_low is not None:
-            low = heads(x[3], node.heads), heads(x[4], node.kv_heads)
-            scores = scores + matmul(low[0], low[1].transpose(2, 3))
+        scores = matmul(heads(node.q), heads(node.k).transpose(2, 3))            # [B, H, T, S]
+        if node.q_low is not None and node.k_low is not None:
+            scores += matmul(heads(node.q_low), heads(node.k_low).transpose(2, 3))
         count = scores.shape[-1]
         at = torch.arange(count, device=scores.device)
         valid = at <= at[:, None] if node.causal else at[None] < count           # [T or 1, S]
         if lengths is not None and not node.causal:
             valid = valid & (at < lengths[:, None, None, None])                  # [B, 1, 1, S]
         p = self._softmax(node, scores, valid)
-        acc = matmul(p, v).transpose(1, 2).flatten(-2)
+        acc = matmul(p, heads(node.v))
+        if node.v_low is not None:
+            acc += matmul(p >> 8, heads(node.v_low))
+        acc = acc.transpose(1, 2).flatten(-2)
         return scale(acc, *(self._constant(c) for c in (node.bias, node.mult, node.shift)))
 
     def _softmax(self, node: graph.Attention, scores: Tensor, valid: Tensor) -> Tensor:

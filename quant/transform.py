@@ -3,7 +3,8 @@
 The inner product of a query and a key does not notice what happens to both alike: the channels of
 a head may be permuted, which brings every network to adjacent pairs, and each pair may be turned by
 a fixed angle, which commutes with the rotation of the positions. A factor may move from one weight
-through a linear path into the next (SmoothQuant, Xiao et al. 2023).
+through a linear path into the next (SmoothQuant, Xiao et al. 2023), and so may an offset from one
+bias into the next (Outlier Suppression+, Wei et al. 2023).
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 from systolith.quant.calibrate import Inputs, Range
 from systolith.quant.network import (
     Attention,
+    Function,
     Linear,
     Multiply,
     Network,
@@ -157,6 +159,58 @@ def turn_pairs(
     return network.with_ops(changed)
 
 
+def center(network: Network, ranges: Mapping[str, Range]) -> Network:
+    """Channels moved to lie around zero, where that costs nothing.
+
+    Norms, values and functions whose readers are all Linears give up the middle of each channel's
+    range (a function has one for all), and the readers' biases take it over: probabilities sum to
+    one, so attention passes on what its values lack. What all keys have in common adds the same to
+    every score of a row, and softmax does not see it; a rotated key has nothing constant.
+    """
+    changed: dict[str, Op] = {}
+    outputs = {output.x for output in network.outputs}
+
+    def take(readers: Iterable[Op], offset: Tensor) -> None:
+        for reader in readers:
+            reader = changed.get(reader.name, reader)
+            assert isinstance(reader, Linear)
+            bias = torch.zeros(len(reader.weight)) if reader.bias is None else reader.bias
+            moved = bias.double() + reader.weight.double() @ offset
+            changed[reader.name] = replace(reader, bias=moved.float())
+
+    def give(op: Op, offset: Tensor) -> None:
+        op = changed.get(op.name, op)
+        assert isinstance(op, Linear | Norm)
+        bias = torch.zeros(len(offset)) if op.bias is None else op.bias
+        changed[op.name] = replace(op, bias=(bias.double() - offset).float())
+
+    def middle(name: str) -> Tensor:
+        return torch.from_numpy(ranges[name].middle)
+
+    for op in network.ops:
+        readers = network.consumers(op.name)
+        linear = bool(readers) and all(isinstance(r, Linear) for r in readers)
+        match op:
+            case Norm() if linear and op.name not in outputs:
+                give(op, middle(op.name))
+                take(readers, middle(op.name))
+            case Function() if linear and op.name not in outputs:
+                seen = ranges[op.name]
+                offset = float(seen.low.min() + seen.high.max()) / 2
+                changed[op.name] = replace(op, offset=op.offset + offset)
+                take(readers, torch.full((len(seen.low),), offset, dtype=torch.float64))
+            case Attention():
+                key, value = network.op(op.k), network.op(op.v)
+                if isinstance(key, Linear) and _only_reader(network, op.k):
+                    give(key, middle(op.k))
+                passes = linear and op.name not in outputs and _only_reader(network, op.v)
+                if passes and isinstance(value, Linear):
+                    give(value, middle(op.v))
+                    shared = middle(op.v).view(op.kv_heads, 1, op.head_dim)
+                    take(readers, shared.expand(-1, op.heads // op.kv_heads, -1).flatten())
+    return network.with_ops(changed)
+
+
 def smooth(network: Network, ranges: Mapping[str, Range], strength: float) -> Network:
     """Outlying channels of matrix products' inputs moved into the weights that read them.
 
@@ -200,7 +254,8 @@ def smooth(network: Network, ranges: Mapping[str, Range], strength: float) -> Ne
             changed[source.name] = replace(source, gain=(source.gain / factor).float(), bias=bias)
         else:
             assert isinstance(source, Linear)
-            changed[source.name] = _rows(source, lambda w, f=factor: (w.T / f).T)
+            changed[source.name] = _rows(source, lambda w, f=factor: w / f.view(
+                -1, *[1] * (w.dim() - 1)))
         if groups > 1:
             factor = factor.view(-1, 1, head_dim).expand(-1, groups, -1).flatten()
         for r in readers:

@@ -206,7 +206,8 @@ class GoldenMachine:
         d, g = self.config.dim, item.get
         m, k, n = (np.arange(g(name)) for name in ("rows", "k_tiles", "n_tiles"))
         planes = 2 if g("wide") else 1
-        first = g("act") + m[:, None] * g("act_stride") + k * planes
+        step = 2 if g("wide") or g("apart") else 1
+        first = g("act") + m[:, None] * g("act_stride") + k * step
         low = self.activation[first % len(self.activation)]
         if planes == 2:
             high = self.activation[(first + 1) % len(self.activation)]

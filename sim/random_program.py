@@ -216,7 +216,7 @@ class _Builder:
             group_log2=group_log2,
             group=int(rng.integers(max(self.config.dim >> group_log2, 1))),
             **{name: int(rng.integers(2)) for name in
-               ("columns", "wide", "signed", "accumulate", "mask_in", "mask_out")},
+               ("columns", "wide", "signed", "accumulate", "mask_in", "mask_out", "apart")},
         )  # fmt: skip
 
     def _matmul_of(self, **fields: int) -> None:
@@ -228,11 +228,11 @@ class _Builder:
     def _emit_matmul(self, g: dict[str, int]) -> None:
         if self._meets_itself(g):
             g = g | {"accumulate": 0}
-        planes = 1 + g.get("wide", 0)
+        step = 1 + (g.get("wide", 0) | g.get("apart", 0))
         last_tile = (g["n_tiles"] - 1) * g["w_stride_n"] + (g["k_tiles"] - 1) * g["w_stride_k"]
         target = self._rows("accumulator", g["acc"], g["acc_stride"], g["rows"], g["n_tiles"])
         reads = [
-            self._rows("activation", g["act"], g["act_stride"], g["rows"], g["k_tiles"] * planes),
+            self._rows("activation", g["act"], g["act_stride"], g["rows"], g["k_tiles"] * step),
             self._rows("weight", g["weight"], 0, 1, last_tile + self.config.dim),
             target,
         ]

@@ -148,6 +148,7 @@ def encoder(seed: int) -> Graph:
         linear("k", "x", kv, 8, 30),
         linear("k_low", "x", kv, 8, 30),
         linear("v", "x", kv, 8, 30),
+        linear("v_low", "x", kv, 8, 30),
         Attention(
             **tensor("context", 16),
             q="q",
@@ -155,6 +156,7 @@ def encoder(seed: int) -> Graph:
             v="v",
             q_low="q_low",
             k_low="k_low",
+            v_low="v_low",
             **made.scale("context", CHANNELS, 24),
             heads=HEADS,
             kv_heads=KV_HEADS,

@@ -28,7 +28,7 @@ TINY = Config(
 
 
 def random_graph(seed: int, *, heads=4, kv_heads=2, head_dim=8, hidden=20, layers=2, context=32,
-                 keys=12):
+                 keys=12, values=16):
     """The integer graph of a Llama with random weights."""
     torch.manual_seed(seed)
     model = Llama(
@@ -45,7 +45,7 @@ def random_graph(seed: int, *, heads=4, kv_heads=2, head_dim=8, hidden=20, layer
     ).eval()
     rng = np.random.default_rng(seed)
     batches = [rng.integers(0, 37, context) for _ in range(2)]
-    recipe = Recipe(keys=(("*", keys),))
+    recipe = Recipe(keys=(("*", keys),), values=(("*", values),))
     return quantize_network(llama_network(model), batches, recipe, bos=1, eos=2).graph
 
 
@@ -71,11 +71,22 @@ def check(program: Program, graph, machine, memory, prompt, total):
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "bench"])
 @pytest.mark.parametrize(
-    "heads, kv_heads, head_dim, keys",
-    [(4, 2, 8, 12), (4, 2, 8, 8), (4, 4, 4, 12), (2, 1, 16, 8), (6, 3, 6, 12), (3, 1, 12, 12)],
+    "heads, kv_heads, head_dim, keys, values",
+    [
+        (4, 2, 8, 12, 16),
+        (4, 2, 8, 8, 8),
+        (4, 4, 4, 12, 8),
+        (2, 1, 16, 8, 16),
+        (6, 3, 6, 12, 16),
+        (3, 1, 12, 12, 16),
+    ],
 )
-def test_golden_machine_equals_integer_forward(preset, heads, kv_heads, head_dim, keys, seed):
-    graph = random_graph(seed, heads=heads, kv_heads=kv_heads, head_dim=head_dim, keys=keys)
+def test_golden_machine_equals_integer_forward(
+    preset, heads, kv_heads, head_dim, keys, values, seed
+):
+    graph = random_graph(
+        seed, heads=heads, kv_heads=kv_heads, head_dim=head_dim, keys=keys, values=values
+    )
     config = TINY if preset == "tiny" else PRESETS[preset]
     program = compile_decoder(graph, config)
     rng = np.random.default_rng(seed)

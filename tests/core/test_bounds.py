@@ -65,7 +65,11 @@ def test_every_accumulator_of_a_graph_has_a_bound(seed):
 
 def test_both_products_of_split_keys_count(seed):
     graph = encoder(seed)
-    assert bounds.prove(graph)["context.node.scores"].tolist() == [2 * 32768 * 128 * HEAD_DIM]
+    found, bias = bounds.prove(graph), graph.constants["context.bias"].astype(int)
+    assert found["context.node.scores"].tolist() == [2 * 32768 * 128 * HEAD_DIM]
+    row = bounds.softmax_sum(CONTEXT, 16)
+    np.testing.assert_array_equal(found["context.node.context"],
+                                  (row + row // 256) * 128 + np.abs(bias))
 
 
 def test_an_accumulator_that_could_overflow_is_refused(seed):

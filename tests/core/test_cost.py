@@ -16,6 +16,8 @@ def test_cycles_of_attention():
     assert cost.attention_cycles(12, 12, 32, 128, 128) == 12 * (scores + context)
     assert cost.attention_cycles(12, 12, 32, 128, 128, key_parts=2) == 12 * (2 * scores + context)
     assert cost.attention_cycles(12, 12, 32, 128, 128, q_planes=1, p_planes=1) == 12 * 4096
+    with_low = cost.attention_cycles(12, 12, 32, 128, 128, value_parts=2)
+    assert with_low == 12 * (scores + context + context // 2)
     # Query heads that share a key head stream together.
     assert cost.attention_cycles(4, 1, 16, 8, 16) == 2 * 4 * 8 * 2
 

@@ -164,7 +164,8 @@ def test_every_token_of_an_encoder_sees_all_the_others(seed):
         scores = (values["q"][:, mine] @ values["k"][:, shared].T
                   + values["q_low"][:, mine] @ values["k_low"][:, shared].T)
         p = golden.softmax(scores, 40000, 18, 7, 16)
-        out.append(golden.scale(p @ values["v"][:, shared], c["context.bias"][mine],
+        acc = p @ values["v"][:, shared] + (p >> 8) @ values["v_low"][:, shared]
+        out.append(golden.scale(acc, c["context.bias"][mine],
                                 c["context.mult"][mine], c["context.shift"][mine]))
     np.testing.assert_array_equal(values["context"], np.concatenate(out, axis=1))
     np.testing.assert_array_equal(values["part"], values["context"][:, 3:6])

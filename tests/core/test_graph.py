@@ -113,6 +113,7 @@ WRONG_ENCODERS = [
     (lambda g: change(g, "both", xs=()), "it needs at least one input"),
     (lambda g: change(g, "both", xs=("part", "k")), "tensor 'k' must have 16 bits, not 8"),
     (lambda g: change(g, "context", k_low="q"), "tensor 'q' must have 8 bits"),
+    (lambda g: change(g, "context", probability_bits=8), "v_low need probabilities of 16 bits"),
     (lambda g: retype(g, "given", bits=32), "tensor 'given' must have 8 or 16 bits, not 32"),
 ]
 

@@ -198,7 +198,8 @@ def execute(program: Program, fields: dict[str, int], acc: np.ndarray) -> None:
     lanes = np.arange(dim)
     group = lanes >> get["group_log2"] == get["group"]
 
-    first = get["act"] + m[:, None] * get["act_stride"] + k * planes
+    step = 1 + (get["wide"] | get["apart"])
+    first = get["act"] + m[:, None] * get["act_stride"] + k * step
     a = np.zeros((len(m), len(k), dim), dtype=np.int64)
     for plane in range(planes):
         byte = program.act[(first + plane) % len(program.act)].astype(np.int64)
@@ -413,7 +414,15 @@ def random_program(config: Config, rng: np.random.Generator, count: int, idle: i
             "group": int(rng.integers(4)),
             **{
                 flag: int(rng.integers(2))
-                for flag in ("columns", "wide", "signed", "accumulate", "mask_in", "mask_out")
+                for flag in (
+                    "columns",
+                    "wide",
+                    "signed",
+                    "accumulate",
+                    "mask_in",
+                    "mask_out",
+                    "apart",
+                )
             },
         }
         if instructions and rng.random() < 0.5:  # the same rows again

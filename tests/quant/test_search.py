@@ -80,8 +80,6 @@ def test_rounding_is_seen_by_products_alone():
     attention = next(network.of_kind(net.Attention))
     coarse = network.run(inputs, None, rounding(net.probabilities(attention), scale))
     assert not torch.allclose(plain[attention.name], coarse[attention.name], atol=1e-3)
-    values = network.run(inputs, None, rounding(attention.v, scale))
-    torch.testing.assert_close(plain["logits"], values["logits"])
 
 
 def test_the_budget_is_judged_on_other_data():
@@ -107,7 +105,7 @@ def test_a_looser_budget_has_more_at_eight_bits():
         assert budget.kept(integer_error(made.graph, made.network, made.judged, budget))
         eight = [name for name, bits in made.recipe.bits if bits == 8]
         assert all(made.graph.tensors[n].bits == 8 for n in eight if "probabilities" not in n)
-        chosen.append(len(eight) + len(made.recipe.keys))
+        chosen.append(len(eight) + len(made.recipe.keys) + len(made.recipe.values))
     assert chosen[0] < chosen[1] <= chosen[2] == len(made.reasons)
 
 
