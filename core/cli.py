@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from systolith.errors import UserError
 
 if TYPE_CHECKING:
     from systolith.graph import Graph
-    from systolith.quant.tokenizer import Tokenizer
+    from systolith.quant.vocabulary import AnyTokenizer
     from systolith.sim.generate import Generation
 
 # Small products: threads that wait for each other cost more than they bring.
@@ -27,8 +28,8 @@ DEMO_TOKENS = 48
 SUFFIX = ".slq"
 """Of quantized-model files."""
 
-Step = Callable[[str], None]
-"""Told what happens, one phrase at a time."""
+Step = Callable[..., None]
+"""Told what happens, in a phrase, and which part of the work (0 to 1) is behind it, if known."""
 
 
 class _Group(click.Group):
@@ -62,10 +63,28 @@ def _steps() -> Step:
     """Prints phrases with the time since now."""
     started = time.monotonic()
 
-    def step(text: str) -> None:
+    def step(text: str, part: float = 0.0) -> None:
         click.secho(f"[{time.monotonic() - started:6.1f} s] {text}", dim=True, err=True)
 
     return step
+
+
+@contextmanager
+def _bar() -> Iterator[Step]:
+    """A progress bar with the phrase of the moment beside it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, TextColumn("{task.description}"), console=console) as progress:
+        task = progress.add_task("", total=1.0)
+
+        def step(text: str, part: float) -> None:
+            progress.update(task, completed=part, description=text)
+
+        yield step
+        progress.update(task, completed=1.0, description="done")
 
 
 # Text ------------------------------------------------------------------------------------------
@@ -117,19 +136,23 @@ def _write_text(
         _report(result, config, clock)
 
 
-def _quantized(model: str, tokenizer: str | None, step: Step) -> "tuple[Graph, Tokenizer]":
+def _quantized(model: str, tokenizer: str | None, step: Step) -> "tuple[Graph, AnyTokenizer]":
     """The integer graph and the vocabulary of a checkpoint, or of a quantized-model file."""
     from systolith.artifact import Artifact
     from systolith.quant.export import quantize_checkpoint
-    from systolith.quant.tokenizer import Tokenizer
+    from systolith.quant.vocabulary import tokenizer_from_bytes
 
     if model.endswith(SUFFIX):
         artifact = Artifact.load(Path(model))
     else:
-        artifact = quantize_checkpoint(model, tokenizer=tokenizer, progress=step)
+        artifact = quantize_checkpoint(model, tokenizer, progress=step).artifact()
     graph = artifact.graph
     step(f"quantized: int8 weights, {graph.bytes() / 1e3:.0f} kB of constants")
-    return graph, Tokenizer.from_bytes(artifact.tokenizer, model, graph.vocabulary)
+    if not graph.generative:
+        raise UserError(f"{model} is no language model: it cannot continue a text")
+    if not artifact.tokenizer:
+        raise UserError(f"{model} has no vocabulary: name one with --tokenizer")
+    return graph, tokenizer_from_bytes(artifact.tokenizer, model, graph.vocabulary)
 
 
 def _report(result: "Generation", config: Config, clock: float) -> None:
@@ -202,15 +225,49 @@ def demo(config_name: str) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Text (for sentence models one sentence a line), or tokens [N, T] as .npy.",
+)
+@click.option("--budget", default="", help="cosine=0.999 or ppl=1.005: 8 bits where it allows.")
 @click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .slq file.")
-def quantize(model: str, tokenizer: str | None, output: Path) -> None:
-    """Quantize a checkpoint to a file that `generate --model` reads."""
+@click.option("--report", type=click.Path(path_type=Path), help="Every tensor on an HTML page.")
+def quantize(
+    model: str,
+    tokenizer: str | None,
+    calibration: Path | None,
+    budget: str,
+    output: Path,
+    report: Path | None,
+) -> None:
+    """Quantize a checkpoint to a file that `generate --model` reads.
+
+    MODEL: `bundled`, `minilm`, a llama2.c .bin file, or safetensors with config.json (Llama, BERT,
+    GPT-2).
+    """
     if output.suffix != SUFFIX:
         raise UserError(f"The output must end with {SUFFIX}, not {output.name!r}")
+    for path in (output, report):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it")
     from systolith.quant.export import quantize_checkpoint
+    from systolith.quant.recipe import Recipe
 
-    step = _steps()
-    quantize_checkpoint(model, tokenizer=tokenizer, progress=step).save(output)
+    recipe = Recipe(budget=budget)
+    with _bar() as step:
+        made = quantize_checkpoint(
+            model, tokenizer, recipe=recipe, calibration=calibration, progress=step
+        )
+        step("measuring every tensor", 0.95)
+        found = made.report()
+    made.save(output)
+    click.echo(found)
+    if budget:
+        click.echo(f"{budget} is kept: {made.metadata['reached']}")
+    if report is not None:
+        report.write_text(found.html(f"{Path(model).name}, quantized"), encoding="utf-8")
+        click.echo(report)
     click.echo(output)
 
 
@@ -357,14 +414,42 @@ def softmax(rows: int, length: int, config_name: str, bits: str, seed: int, as_j
 
 
 @bench.command()
-@click.option("--model", default="bundled", show_default=True, help="Checkpoint, or `bundled`.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=["bundled", "minilm"],
+    show_default=True,
+    help="Checkpoint, `bundled` or `minilm`; may be given several times.",
+)
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
-@click.option("--sequences", default=10, show_default=True, help="Texts of 256 tokens to sample.")
+@click.option("--budget", default="", help="cosine=0.999 or ppl=1.005: 8 bits where it allows.")
+@click.option("--sequences", default=80, show_default=True, help="Texts of 256 tokens to sample.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def accuracy(model: str, tokenizer: str | None, sequences: int, seed: int, as_json: bool) -> None:
-    """Perplexity of the integer model beside the float model's."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def accuracy(
+    models: tuple[str, ...],
+    tokenizer: str | None,
+    budget: str,
+    sequences: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Integer models beside their float models, on text that calibration has not seen."""
     from systolith.quant.accuracy import measure_accuracy
+    from systolith.quant.recipe import Recipe
 
-    result = measure_accuracy(model, tokenizer=tokenizer, sequences=sequences, seed=seed)
-    _print(result, as_json)
+    results = []
+    for model in models:
+        with _bar() as step:
+            results.append(
+                measure_accuracy(
+                    model,
+                    tokenizer=tokenizer,
+                    recipe=Recipe(budget=budget),
+                    sequences=sequences,
+                    seed=seed,
+                    progress=step,
+                )
+            )
+    _print(results, as_json)

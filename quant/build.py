@@ -5,8 +5,8 @@ static ranges: int16 between operations, int16 or int8 where a matrix product re
 for keys and values with a scale for each channel: a channel's scale of V is undone by the
 parameters that follow the product with V, that of K by the scale of the same channel of Q.
 
-Keys of 12 and values of 16 bits are an 8-bit tensor ".high" and another one ".low" for the bits that
-it lacks, made by two tables of the 16-bit tensor.
+Keys of 12 and values of 16 bits are an 8-bit tensor ".high" and another one ".low" for the bits
+that it lacks, made by two tables of the 16-bit tensor.
 
 A tensor has the name of the operation that defines it. A `Function` that alone reads a `Linear` is
 its table. Where a matrix product wants 8 bits of a tensor that others read too, a rescale of its

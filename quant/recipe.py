@@ -25,9 +25,9 @@ class Recipe:
                       an attention's name with ".probabilities".
     keys              the same for keys, 8 or 12; what no pattern matches has 12, or what the search
                       finds. Keys of 12 bits cost a second product for the scores.
-    values            the same for values, 8 or 16; what no pattern matches has 16, or what the search
-                      finds. Values of 16 bits cost half as much again for probabilities times
-                      values, and need probabilities of 16 bits: with 8, values have 8.
+    values            the same for values, 8 or 16; what no pattern matches has 16, or what the
+                      search finds. Values of 16 bits cost half as much again for probabilities
+                      times values, and need probabilities of 16 bits: with 8, values have 8.
     range             of 8-bit tensors but keys and values: see `calibrate.Range.clip`
     percentile        part of the values, in percent, that "percentile" does not saturate
     cache_headroom    keys and values can hold this multiple of the largest magnitude seen

@@ -38,8 +38,8 @@ LEFT_OVER = 8
 class Choice:
     """One operand that may have 8 bits: the error that it causes alone, and the cycles it saves.
 
-    ``error``: mean, in the metric of the budget. ``kind``: the field of `Recipe` that says its bits:
-    "bits", "keys" or "values".
+    ``error``: mean, in the metric of the budget. ``kind``: the field of `Recipe` that says its
+    bits, "bits", "keys" or "values".
     """
 
     name: str
