@@ -82,10 +82,9 @@ def batches_of(
 class Range:
     """What calibration has seen of one tensor, for each of its channels.
 
-    ``low``, ``high``: smallest and largest value; ``counts``: int64 [channels, bins], how often each
-    magnitude was seen, or None; ``total``, ``squares``: sums of the values and of their squares over
-    ``tokens``.
-    """
+    ``low``, ``high``: smallest and largest value; ``counts``: int64 [channels, bins], how often
+    each magnitude was seen, or None; ``total``, ``squares``: sums of the values and of their
+    squares over ``tokens``.
 
     low: Float
     high: Float
