@@ -407,6 +407,10 @@ class Graph:
         """Bytes of all constants."""
         return sum(value.nbytes for value in self.constants.values())
 
+    def weight_formats(self) -> dict[str, str]:
+        """`Linear.weight_format` of the tensors that linear nodes define, by their names."""
+        return {node.out: node.weight_format for node in self.of_kind(Linear)}
+
     def weight_bytes(self) -> int:
         """Bytes of the stored weights of linear nodes, with the scales of their groups."""
         names = {n for node in self.of_kind(Linear) for n in (node.weight, node.group_scale)}

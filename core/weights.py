@@ -32,7 +32,7 @@ def pack(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     The last high half of an odd K is 0.
     """
     even = np.pad(values, ((0, 0), (0, values.shape[1] % 2))).view(np.uint8)
-    return (even[:, 0::2] & 15) | (even[:, 1::2] << 4)
+    return ((even[:, 0::2] & 15) | (even[:, 1::2] << 4)).astype(np.uint8)
 
 
 def unpack(packed: NDArray[np.uint8], k: int) -> NDArray[np.int8]:
@@ -41,9 +41,7 @@ def unpack(packed: NDArray[np.uint8], k: int) -> NDArray[np.int8]:
     return np.ascontiguousarray(halves.reshape(len(packed), -1)[:, :k])
 
 
-def expand(
-    values: NDArray[np.int8], scale: NDArray[np.uint8], group: int
-) -> NDArray[np.int8]:
+def expand(values: NDArray[np.int8], scale: NDArray[np.uint8], group: int) -> NDArray[np.int8]:
     """``values[n, k] * scale[n, k // group]``: int8 (N, K)."""
     each = np.repeat(scale.view(np.int8), group, axis=1)[:, : values.shape[1]]
     return values * each

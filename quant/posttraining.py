@@ -13,7 +13,7 @@ from systolith.graph import Graph
 from systolith.quant import transform
 from systolith.quant.build import Builder, cached, product_inputs
 from systolith.quant.calibrate import Inputs, Range, batches_of, calibrate
-from systolith.quant.network import TOKENS, Attention, Network
+from systolith.quant.network import TOKENS, Attention, Linear, Network
 from systolith.quant.recipe import Recipe, RecipeError
 
 
@@ -31,8 +31,9 @@ class QuantizedNetwork:
     ranges: dict[str, Range]
 
     def report(self, batches: Iterable[ArrayLike | Mapping[str, ArrayLike]]) -> str:
-        """A table, one line a tensor: bits, range, and the signal to quantization noise in dB over
-        batches of tokens, the errors of all tensors before it included."""
+        """A table, one line a tensor: bits, range, the signal to quantization noise in dB over
+        batches of tokens, the errors of all tensors before it included, and the format of the
+        weights that it is made with."""
         power: dict[str, list[float]] = {}
         integers = IntegerModel(self.graph)
         for inputs, lengths in batches_of(self.network, batches, self.graph.context):
@@ -47,12 +48,14 @@ class QuantizedNetwork:
                         total = power.setdefault(name, [0.0, 0.0])
                         total[0] += float((real**2).sum())
                         total[1] += float((noise**2).sum())
-        lines = [f"{'tensor':40} bits      range  SQNR dB"]
+        formats = self.graph.weight_formats()
+        lines = [f"{'tensor':40} bits      range  SQNR dB  weights"]
         for name, (signal, noise_power) in power.items():
             tensor = self.graph.tensors[name]
             limit = max(tensor.scale) * (2 ** (tensor.bits - 1) - 1)
             ratio = 10 * np.log10(max(signal, 1e-300) / max(noise_power, 1e-300))
-            lines.append(f"{name:40} {tensor.bits:4} {limit:10.4g} {ratio:8.1f}")
+            lines.append(f"{name:40} {tensor.bits:4} {limit:10.4g} {ratio:8.1f}  "
+                         f"{formats.get(name, '')}".rstrip())
         return "\n".join(lines)
 
 
@@ -79,16 +82,21 @@ def quantize_network(
     progress("preparing")
     network = prepared(network, seen, recipe, context)
     choosable, keys = product_inputs(network), [a.k for a in network.of_kind(Attention)]
-    for names, patterns in ((choosable, recipe.bits), (keys, recipe.keys)):
+    linears = list(network.of_kind(Linear))
+    for what, names, patterns in (
+        ("tensor", choosable, recipe.bits), ("tensor", keys, recipe.keys),
+        ("Linear", [op.name for op in linears], recipe.weights),
+    ):
         for pattern, _ in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
+                raise RecipeError(f"The pattern {pattern!r} matches no {what} whose bits can be "
                                   f"chosen; these are {', '.join(names)}")
     progress("calibrating")
     histograms = set(cached(network)) | {n for n in choosable if recipe.activation_bits(n) == 8}
     if recipe.range == "minmax":
         histograms = set()
-    ranges = calibrate(network, seen, histograms, context)
+    hessians = {op.x for op in linears} if recipe.rounding == "gptq" else set()
+    ranges = calibrate(network, seen, histograms, context, hessians=hessians)
     progress("building")
     try:
         made = Builder(network, ranges, recipe, context).build(bos, eos)

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from systolith.errors import UserError
+from systolith.weights import GROUPS
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
+ROUNDINGS = ("nearest", "gptq")
 
 
 class RecipeError(UserError):
@@ -21,6 +23,11 @@ class Recipe:
                       matrix product reads, but keys and values.
     keys              the same for keys, 8 or 12; what no pattern matches has 8. Keys of 12 bits
                       cost a second product for the scores. (Values always have 8.)
+    weights           pairs of a pattern of names of Linear operations and 8 or 4, the last match
+                      counts; what no pattern matches has 8
+    group             input channels that share a scale where weights have 4 bits: 32, 64 or 128
+    rounding          of weights: "nearest", or "gptq", by which later ones make up for the errors
+                      of earlier ones
     probability_bits  bits of the attention probabilities, 8 or 16
     range             of 8-bit tensors: see `calibrate.Range.clip`
     percentile        part of the values, in percent, that "percentile" does not saturate
@@ -33,6 +40,9 @@ class Recipe:
 
     bits: tuple[tuple[str, int], ...] = ()
     keys: tuple[tuple[str, int], ...] = ()
+    weights: tuple[tuple[str, int], ...] = ()
+    group: int = 64
+    rounding: str = "nearest"
     probability_bits: int = 16
     range: str = "percentile"
     percentile: float = 99.99
@@ -51,6 +61,10 @@ class Recipe:
         check("bits", good, "pairs of a pattern and 8 or 16")
         good = all(isinstance(p, str) and b in (8, 12) for p, b in self.keys)
         check("keys", good, "pairs of a pattern and 8 or 12")
+        good = all(isinstance(p, str) and b in (4, 8) for p, b in self.weights)
+        check("weights", good, "pairs of a pattern and 8 or 4")
+        check("group", self.group in GROUPS, f"one of {', '.join(map(str, GROUPS))}")
+        check("rounding", self.rounding in ROUNDINGS, f"one of {', '.join(ROUNDINGS)}")
         check("probability_bits", self.probability_bits in (8, 16), "8 or 16")
         check("range", self.range in METHODS, f"one of {', '.join(METHODS)}")
         check("percentile", 50 <= self.percentile <= 100, "from 50 to 100")
@@ -66,6 +80,10 @@ class Recipe:
     def key_bits(self, name: str) -> int:
         """Bits of the key ``name``."""
         return _last_match(self.keys, name, 8)
+
+    def weight_bits(self, name: str) -> int:
+        """Bits in which the weights of the Linear ``name`` are stored."""
+        return _last_match(self.weights, name, 8)
 
 
 def _last_match(patterns: tuple[tuple[str, int], ...], name: str, otherwise: int) -> int:
