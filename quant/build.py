@@ -34,6 +34,9 @@ KEY_BITS = 8 + graph.LOW_BITS
 FAINTEST = 1 / 64
 """No channel of a cache gets a finer scale than this part of the coarsest one's: a channel that
 calibration has hardly seen must not saturate at once."""
+MEAN_REMOVED = 0.9
+"""Part of an input's mean whose errors weights are free to make, because bias correction takes them
+away. Not all of it: an input that calibration has seen constant may not always be."""
 
 
 def product_inputs(network: net.Network) -> tuple[str, ...]:
@@ -266,10 +269,11 @@ class Builder:
         weight = _float64(op.weight)
         bias = np.zeros(len(weight)) if op.bias is None else _float64(op.bias)
         seen = self.ranges[op.x]
-        energy = seen.squares / max(seen.tokens, 1) if self.recipe.clip_weights else None
+        removed = MEAN_REMOVED if self.recipe.bias_correction else 0.0
+        energy = seen.energy(removed) if self.recipe.clip_weights else None
         group = self.recipe.group if self.recipe.weight_bits(op.name) == 4 else None
-        made = quantize_rows(weight, bias, x_scale, x_bits, energy, hessian=seen.hessian,
-                             group=group)
+        made = quantize_rows(weight, bias, x_scale, x_bits, energy,
+                             hessian=seen.hessian(removed), group=group)
         quantized, offset, w_scale = made.values, made.bias, made.scale
         if self.recipe.bias_correction:
             # The mean error of the output (Nagel et al. 2019, section 4.2), from the mean input.

@@ -98,10 +98,19 @@ class Range:
     def mean(self) -> Float:
         return self.total / max(self.tokens, 1)
 
-    @property
-    def hessian(self) -> Float | None:
-        """Mean of ``x^T x``, [channels, channels], if it was gathered."""
-        return None if self.products is None else self.products / max(self.tokens, 1)
+    def energy(self, removed: float = 0.0) -> Float:
+        """Mean squares [channels] of what is left of the values without ``removed`` of their mean,
+        0 to 1."""
+        less = removed * (2 - removed) * self.mean**2
+        return np.maximum(self.squares / max(self.tokens, 1) - less, 0)
+
+    def hessian(self, removed: float = 0.0) -> Float | None:
+        """Mean of ``x^T x``, [channels, channels], without ``removed`` of the mean of x; None
+        where no products were gathered."""
+        if self.products is None:
+            return None
+        less = removed * (2 - removed) * np.outer(self.mean, self.mean)
+        return self.products / max(self.tokens, 1) - less
 
     def clip(self, method: str, percent: float = 99.99, *, per_channel: bool = False) -> Float:
         """Range of an 8-bit tensor: magnitudes [channels], or [1] for the whole tensor.

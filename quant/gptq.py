@@ -9,6 +9,7 @@ Cholesky factor of H's inverse tells how to.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
@@ -27,10 +28,12 @@ def inverse_factor(hessian: Float) -> Float:
     does.
     """
     mean = float(np.diag(hessian).mean())
-    damped = hessian + (DAMPING * mean if mean > 0 else 1.0) * np.eye(len(hessian))
+    one = torch.eye(len(hessian), dtype=torch.float64)
+    damped = torch.from_numpy(hessian) + (DAMPING * mean if mean > 0 else 1.0) * one
     # The factor of a matrix turned upside down is that of its inverse, turned and inverted.
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
-    return np.triu(np.linalg.inv(lower)[::-1, ::-1])
+    lower = torch.linalg.cholesky(damped.flip(0, 1))
+    inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+    return np.ascontiguousarray(inverse.flip(0, 1).numpy())
 
 
 def round_columns(

@@ -42,7 +42,7 @@ class Recipe:
     keys: tuple[tuple[str, int], ...] = ()
     weights: tuple[tuple[str, int], ...] = ()
     group: int = 64
-    rounding: str = "nearest"
+    rounding: str = "gptq"
     probability_bits: int = 16
     range: str = "percentile"
     percentile: float = 99.99
