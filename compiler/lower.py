@@ -33,6 +33,7 @@ from systolith.graph import (
     Node,
     Norm,
     Rope,
+    int8_weight,
 )
 from systolith.isa import (
     BY_NAME,
@@ -433,7 +434,8 @@ class Lowering:
         x = self.placed[node.x]
         layout = self._layouts[node.out]
         constants = self.graph.constants
-        tiles = weight_rows(constants[node.weight], x.layout, layout)
+        # Groups of four bits are expanded here: the machine has no load that does.
+        tiles = weight_rows(int8_weight(self.graph, node), x.layout, layout)
         address = self.memory.constant(f"{node.name} weights", tiles)
         param, param_region = self.load_parameters(
             f"{node.name} parameters",

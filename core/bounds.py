@@ -8,7 +8,7 @@ because addition modulo 2**32 is associative.
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.graph import Attention, Graph, GraphError, Linear
+from systolith.graph import Attention, Graph, GraphError, Linear, int8_weight
 
 LARGEST = (1 << 31) - 1
 """Largest magnitude that an accumulator may reach."""
@@ -43,7 +43,7 @@ def accumulator_bounds(graph: Graph) -> dict[str, NDArray[np.int64]]:
     bounds: dict[str, NDArray[np.int64]] = {}
     for node in graph.nodes:
         if isinstance(node, Linear):
-            weight, bias = graph.constants[node.weight], graph.constants[node.bias]
+            weight, bias = int8_weight(graph, node), graph.constants[node.bias]
             bounds[node.name] = linear_bound(weight, bias, graph.tensors[node.x].bits)
         elif isinstance(node, Attention):
             bias = np.abs(graph.constants[node.bias].astype(np.int64))

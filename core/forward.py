@@ -30,6 +30,7 @@ from systolith.graph import (
     Output,
     Rope,
     Slice,
+    int8_weight,
 )
 
 
@@ -46,6 +47,8 @@ class IntegerModel:
 
     def __init__(self, graph: Graph):
         self.graph = graph
+        self.weights = {node.name: int8_weight(graph, node) for node in graph.of_kind(Linear)}
+        """int8 [N, K] of every linear node: weights of four bits are expanded once."""
         self.caches: dict[str, NDArray[np.int8]] = {}
         for node in graph.of_kind(Attention):
             for name in (node.k, node.v, node.k_low, node.v_low):
@@ -173,7 +176,7 @@ class IntegerModel:
                 index = rows if node.index == POSITIONS else block[node.index]
                 return const[node.table][index].astype(np.int64)
             case Linear():
-                acc = golden.matmul(inputs[0], const[node.weight].T)
+                acc = golden.matmul(inputs[0], self.weights[node.name].T)
                 y = golden.scale(acc, const[node.bias], const[node.mult], const[node.shift])
                 if node.table is not None:
                     y = golden.lookup(y, const[node.table])

@@ -23,6 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from systolith import weights
 from systolith.errors import UserError
 
 MAX_SHIFT = 62
@@ -112,6 +113,11 @@ class Linear(Node):
     N output channels, K input channels. ``weight``: int8 [N, K]; ``bias``: int32 [N]; ``mult``:
     uint16 [N]; ``shift``: uint8 [N], at most 62; ``table``: int16 [256, 2] for `golden.lookup`, or
     None for no lookup. x has 8 or 16 bits, out 8 or 16.
+
+    With ``group`` (32, 64 or 128 input channels) the weights are stored in four bits: ``weight`` is
+    uint8 [N, ceil(K / 2)], two values of -7 to 7 in a byte, that of even k in the low half, and
+    ``group_scale`` uint8 [N, ceil(K / group)], 1 to 18. The weight of the formula is the int8
+    ``value[n, k] * group_scale[n, k // group]``: see `int8_weight`.
     """
 
     x: str
@@ -120,9 +126,21 @@ class Linear(Node):
     mult: str
     shift: str
     table: str | None = None
+    group: int | None = None
+    group_scale: str | None = None
 
     INPUTS = ("x",)
-    CONSTANTS = ("weight", "bias", "mult", "shift", "table")
+    CONSTANTS = ("weight", "bias", "mult", "shift", "table", "group_scale")
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits in which a weight is stored."""
+        return 8 if self.group is None else 4
+
+    @property
+    def weight_format(self) -> str:
+        """For reports: "int8", or "int4/64" for groups of 64."""
+        return "int8" if self.group is None else f"int4/{self.group}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,6 +413,24 @@ class Graph:
         """Bytes of all constants."""
         return sum(value.nbytes for value in self.constants.values())
 
+    def weight_formats(self) -> dict[str, str]:
+        """`Linear.weight_format` of the tensors that linear nodes define, by their names."""
+        return {node.out: node.weight_format for node in self.of_kind(Linear)}
+
+    def weight_bytes(self) -> int:
+        """Bytes of the stored weights of linear nodes, with the scales of their groups."""
+        names = {n for node in self.of_kind(Linear) for n in (node.weight, node.group_scale)}
+        return sum(self.constants[name].nbytes for name in names if name is not None)
+
+
+def int8_weight(graph: Graph, node: Linear) -> NDArray[np.int8]:
+    """The weights that a linear node multiplies with, int8 [N, K], however they are stored."""
+    stored = graph.constants[node.weight]
+    if node.group is None or node.group_scale is None:
+        return stored
+    values = weights.unpack(stored, graph.tensors[node.x].channels)
+    return weights.expand(values, graph.constants[node.group_scale], node.group)
+
 
 class _Check:
     """Raises `GraphError` on the first thing in a graph that its documentation forbids."""
@@ -498,11 +534,33 @@ class _Check:
 
     def linear(self, node: Linear) -> None:
         x, out = self.tensor(node.x, (8, 16)), self.tensor(node.out, (8, 16))
-        weight = self.constant(node.weight, "int8", out.channels, x.channels)
-        self.demand(int(weight.min()) >= -127, f"constant {node.weight!r} must not hold -128")
+        both = (node.group is None) == (node.group_scale is None)
+        self.demand(both, "group and group_scale must be given together")
+        if node.group is None:
+            weight = self.constant(node.weight, "int8", out.channels, x.channels)
+            self.demand(int(weight.min()) >= -127, f"constant {node.weight!r} must not hold -128")
+        else:
+            self.groups(node, out.channels, x.channels)
         self.scale(node, out.channels)
         if node.table is not None:
             self.constant(node.table, "int16", 256, 2)
+
+    def groups(self, node: Linear, n: int, k: int) -> None:
+        allowed = ", ".join(map(str, weights.GROUPS))
+        good = type(node.group) is int and node.group in weights.GROUPS
+        self.demand(good, f"group must be one of {allowed}, not {node.group!r}")
+        packed = self.constant(node.weight, "uint8", *weights.packed_shape(n, k))
+        values = weights.unpack(packed, k + k % 2)
+        good = int(values.min()) >= -weights.LARGEST_VALUE
+        self.demand(good, f"constant {node.weight!r} must not hold a value of -8")
+        good = not values[:, k:].any()
+        self.demand(good, f"constant {node.weight!r} must be 0 beyond the last channel")
+        scale = self.constant(node.group_scale, "uint8", *weights.scale_shape(n, k, node.group))
+        for value in (int(scale.min()), int(scale.max())):
+            self.demand(
+                1 <= value <= weights.LARGEST_SCALE,
+                f"constant {node.group_scale!r} must be 1 to {weights.LARGEST_SCALE}, not {value}",
+            )
 
     def norm(self, node: Norm) -> None:
         x = self.tensor(node.x, (16,))

@@ -134,13 +134,18 @@ class Field:
 
 @dataclass(frozen=True)
 class Opcode:
-    """One instruction of the set; ``golden`` names the function that specifies it, if one does."""
+    """One instruction of the set; ``golden`` names the function that specifies it, if one does.
+
+    ``reserved``: bits that must be 0, with what a later machine may mean by them. The encoder knows
+    no way to set them, and today's machine does not look at them.
+    """
 
     name: str
     code: int
     unit: Unit
     doc: str
     fields: tuple[Field, ...] = ()
+    reserved: tuple[Field, ...] = ()
 
     def field(self, name: str) -> Field:
         for candidate in self.fields:
@@ -182,6 +187,13 @@ OPCODES: tuple[Opcode, ...] = (
         Unit.LOAD,
         "Copies rows from memory to a local memory.",
         (*_DMA, _flag("space", 0, "destination memory", 2, LoadSpace)),
+        reserved=(
+            _flag(
+                "expand", 2,
+                "0 copies bytes; 1, 2, 3: memory holds 4-bit weights in groups of 32, 64, 128 "
+                "input channels, which become int8 on their way", 2,
+            ),
+        ),
     ),
     Opcode(
         "store",
@@ -460,13 +472,15 @@ def document() -> str:
         parts += [opcode.doc, ""]
         if opcode.fields:
             parts += ["| field | word | bits | meaning |", "|---|---|---|---|"]
-            for spec in opcode.fields:
+            for spec in (*opcode.fields, *opcode.reserved):
                 bits = (
                     f"{spec.low}" if spec.width == 1 else f"{spec.low}–{spec.low + spec.width - 1}"
                 )
                 values = ""
                 if spec.kind:
                     values = ": " + ", ".join(f"{m.value} {m.name}" for m in spec.kind)
+                if spec in opcode.reserved:
+                    values = " (reserved: must be 0)"
                 parts.append(f"| `{spec.name}` | {spec.word} | {bits} | {spec.doc}{values} |")
             parts.append("")
     return "\n".join(parts).rstrip() + "\n"

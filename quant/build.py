@@ -1,9 +1,10 @@
 """A calibrated float network to an integer graph.
 
-Weights are symmetric int8 with one scale for each output channel. Activations are symmetric with
-static ranges: int16 between operations, int16 or int8 where a matrix product reads them, and int8
-for keys and values with a scale for each channel: a channel's scale of V is undone by the
-parameters that follow the product with V, that of K by the scale of the same channel of Q.
+Weights are symmetric int8 with one scale for each output channel, or 4-bit values that become such
+weights by a scale for each group (see `systolith.weights`). Activations are symmetric with static
+ranges: int16 between operations, int16 or int8 where a matrix product reads them, and int8 for keys
+and values with a scale for each channel: a channel's scale of V is undone by the parameters that
+follow the product with V, that of K by the scale of the same channel of Q.
 
 Keys of 12 and values of 16 bits are an 8-bit tensor ".high" and another one ".low" for the bits
 that it lacks, made by two tables of the 16-bit tensor.
@@ -14,7 +15,9 @@ own (an `Add` of nothing) makes them, under the tensor's name with ".8".
 """
 
 import math
-from collections.abc import Callable, Mapping
+from dataclasses import replace
+from collections.abc import Hashable, Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,43 +27,17 @@ from systolith import bounds, fixed, graph, tables
 from systolith.quant import network as net
 from systolith.quant.calibrate import Float, Range
 from systolith.quant.recipe import Recipe, RecipeError
+from systolith.quant.weights import Weights, quantize_rows
+from systolith.weights import pack
 
 KEY_BITS = 8 + graph.LOW_BITS
 """Bits of a key in two parts."""
 FAINTEST = 1 / 64
 """No channel of a cache gets a finer scale than this part of the coarsest one's: a channel that
 calibration has hardly seen must not saturate at once."""
-WEIGHT_CLIPS = np.linspace(0.7, 1.0, 25)
-"""Parts of a row's largest weight that are tried as its range."""
-
-
-def quantize_rows(
-    weight: Float, bias: Float, x_scale: float, x_bits: int, energy: Float | None = None
-) -> tuple[NDArray[np.int8], NDArray[np.int32], Float]:
-    """Weights (N, K) in [-127, 127], biases [N] and the weights' scale of each row.
-
-    ``energy`` [K]: mean squares of x, with which a row's range has the least squared error of the
-    output; None: its largest weight is the range. Where an accumulator could pass 32 bits, the
-    row uses a smaller range.
-    """
-    largest = np.abs(weight).max(axis=1)
-    scale = np.where(largest > 0, largest / 127, 1.0)
-    if energy is not None:
-        best, base = np.full(len(weight), np.inf), scale
-        for part in WEIGHT_CLIPS:
-            tried = base * part
-            rounded = np.clip(np.rint(weight / tried[:, None]), -127, 127) * tried[:, None]
-            error = (rounded - weight)**2 @ energy
-            scale = np.where(error < best, tried, scale)
-            best = np.minimum(error, best)
-    scale = np.maximum(scale, np.abs(bias) / x_scale / 2**30)
-    while True:
-        quantized = np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8)
-        offset = np.rint(bias / (scale * x_scale)).astype(np.int64)
-        excess = bounds.linear_bound(quantized, offset, x_bits) / bounds.LARGEST
-        if (excess <= 1).all():
-            return quantized, offset.astype(np.int32), scale
-        scale = np.where(excess > 1, scale * excess * 1.001, scale)
+MEAN_REMOVED = 0.9
+"""Part of an input's mean whose errors weights are free to make, because bias correction takes them
+away. Not all of it: an input that calibration has seen constant may not always be."""
 
 
 def product_inputs(network: net.Network) -> tuple[str, ...]:
@@ -108,11 +85,14 @@ class Builder:
     """Builds the graph of one network, operation after operation.
 
     ``network`` is in the form that `transform` leaves; ``ranges``: of all of its tensors.
+    ``rounded``: weights that other builders of the same network and ranges have rounded; it is
+    added to.
     """
 
     def __init__(self, network: net.Network, ranges: Mapping[str, Range], recipe: Recipe,
-                 context: int):
+                 context: int, rounded: dict[Hashable, Weights]):
         self.network, self.ranges, self.recipe, self.context = network, ranges, recipe, context
+        self.rounded = rounded
         self.nodes: list[graph.Node] = []
         self.tensors: dict[str, graph.Tensor] = {}
         self.constants: dict[str, NDArray] = {}
@@ -269,6 +249,13 @@ class Builder:
                              shift=shift), self.tensors[tensor].channels, bits, wanted)
         return name
 
+    def _weights(self, name: str, made: Weights) -> dict[str, Any]:
+        if made.fours is None or made.group_scale is None:
+            return {"weight": self._constant(f"{name}.weight", made.values, "int8")}
+        return {"weight": self._constant(f"{name}.weight", pack(made.fours), "uint8"),
+                "group": self.recipe.group,
+                "group_scale": self._constant(f"{name}.group_scale", made.group_scale, "uint8")}
+
     def _parameters(self, name: str, bias: NDArray, ratios: Float) -> dict[str, str]:
         mult, shift = _multipliers(ratios)
         return {"bias": self._constant(f"{name}.bias", bias, "int32"),
@@ -288,20 +275,34 @@ class Builder:
         self._node(graph.Embedding(name=op.name, out=op.name, table=name, **index),
                    table.shape[1], 16, scale)
 
-    def _linear(self, op: net.Linear) -> None:
-        x, x_scale = self._product_input(op.x)
-        x_bits = self.tensors[x].bits
+    def _rows(self, op: net.Linear, x_scale: float, x_bits: int) -> Weights:
+        """The integers of a Linear, their bias corrected; rounded once for all graphs of a search.
+        """
+        key = op.name, x_bits, x_scale, self.recipe.weight_bits(op.name)
+        if key in self.rounded:
+            return self.rounded[key]
         weight = _float64(op.weight)
         bias = np.zeros(len(weight)) if op.bias is None else _float64(op.bias)
         seen = self.ranges[op.x]
-        energy = seen.squares / max(seen.tokens, 1) if self.recipe.clip_weights else None
-        quantized, offset, w_scale = quantize_rows(weight, bias, x_scale, x_bits, energy)
+        removed = MEAN_REMOVED if self.recipe.bias_correction else 0.0
+        energy = seen.energy(removed) if self.recipe.clip_weights else None
+        group = self.recipe.group if self.recipe.weight_bits(op.name) == 4 else None
+        made = quantize_rows(weight, bias, x_scale, x_bits, energy,
+                             hessian=seen.hessian(removed), group=group)
         if self.recipe.bias_correction:
             # The mean error of the output (Nagel et al. 2019, section 4.2), from the mean input.
-            lost = (weight - quantized * w_scale[:, None]) @ seen.mean
-            corrected = np.rint((bias + lost) / (w_scale * x_scale))
-            fits = bounds.linear_bound(quantized, corrected.astype(np.int64), x_bits)
-            offset = np.where(fits <= bounds.LARGEST, corrected, offset)
+            lost = (weight - made.values * made.scale[:, None]) @ seen.mean
+            corrected = np.rint((bias + lost) / (made.scale * x_scale))
+            fits = bounds.linear_bound(made.values, corrected.astype(np.int64), x_bits)
+            offset = np.where(fits <= bounds.LARGEST, corrected, made.bias)
+            made = replace(made, bias=offset.astype(np.int32))
+        self.rounded[key] = made
+        return made
+
+    def _linear(self, op: net.Linear) -> None:
+        x, x_scale = self._product_input(op.x)
+        x_bits = self.tensors[x].bits
+        rows = self._rows(op, x_scale, x_bits)
         function = self.fused.get(op.name)
         name = op.name if function is None else function.name
         bits, scale = self._own(name)
@@ -318,10 +319,10 @@ class Builder:
                     _, rotated = self._own(rope.name)
                     between = scale = rotated / 2 ** self._spare(rope)
                     bits = 16
-        weights = self._constant(f"{name}.weight", quantized, "int8")
-        self._node(graph.Linear(name=name, out=name, x=x, weight=weights, table=table,
-                                **self._parameters(name, offset, x_scale * w_scale / between)),
-                   len(weight), bits, scale)
+        self._node(graph.Linear(name=name, out=name, x=x, table=table,
+                                **self._weights(name, rows),
+                                **self._parameters(name, rows.bias, x_scale * rows.scale / between)
+                                ), len(rows.bias), bits, scale)
 
     def _scalar(self, op: net.Function) -> Callable[[Float], Float]:
         function, offset = net.FUNCTIONS[op.function].numpy, op.offset

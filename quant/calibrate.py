@@ -4,7 +4,7 @@ Magnitudes are counted in a histogram with logarithmic bins, which needs no rang
 method of choosing an 8-bit range reads it afterwards.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,7 +84,9 @@ class Range:
 
     ``low``, ``high``: smallest and largest value; ``counts``: int64 [channels, bins], how often
     each magnitude was seen, or None; ``total``, ``squares``: sums of the values and of their
-    squares over ``tokens``.
+    squares over ``tokens``; ``products``: float64 [channels, channels], the sum of ``x^T x``, or
+    None.
+    """
 
     low: Float
     high: Float
@@ -92,6 +94,7 @@ class Range:
     squares: Float
     counts: NDArray[np.int64] | None = None
     tokens: int = 0
+    products: Float | None = None
 
     @property
     def largest(self) -> Float:
@@ -106,6 +109,20 @@ class Range:
     @property
     def mean(self) -> Float:
         return self.total / max(self.tokens, 1)
+
+    def energy(self, removed: float = 0.0) -> Float:
+        """Mean squares [channels] of what is left of the values without ``removed`` of their mean,
+        0 to 1."""
+        less = removed * (2 - removed) * self.mean**2
+        return np.maximum(self.squares / max(self.tokens, 1) - less, 0)
+
+    def hessian(self, removed: float = 0.0) -> Float | None:
+        """Mean of ``x^T x``, [channels, channels], without ``removed`` of the mean of x; None
+        where no products were gathered."""
+        if self.products is None:
+            return None
+        less = removed * (2 - removed) * np.outer(self.mean, self.mean)
+        return self.products / max(self.tokens, 1) - less
 
     def clip(self, method: str, percent: float = 99.99, *, per_channel: bool = False) -> Float:
         """Range of an 8-bit tensor: magnitudes [channels], or [1] for the whole tensor.
@@ -179,9 +196,10 @@ def _entropy_clip(counts: NDArray[np.int64], largest: float) -> float:
 
 def calibrate(
     network: Network, batches: Iterable[tuple[Inputs, Tensor | None]], histograms: set[str],
-    context: int | None = None
+    context: int | None = None, *, hessians: Collection[str] = ()
 ) -> dict[str, Range]:
-    """Ranges of every tensor; those named in ``histograms`` with a histogram.
+    """Ranges of every tensor; those named in ``histograms`` with a histogram, those named in
+    ``hessians`` with the products of their channels.
 
     A rotated tensor counts at positions all over the context: a pair that turns slowly gets
     elsewhere than in the few hundred tokens of a calibration sequence. Raises `CalibrationError`
@@ -198,6 +216,11 @@ def calibrate(
                 raise CalibrationError(f"The tensor {op.name!r} ({op.source}) is not finite in "
                                        f"calibration; check the model and its inputs")
             _add(ranges, op.name, x, op.name in histograms)
+            if op.name in hessians:
+                seen = ranges[op.name]
+                # Products of one batch in float32: GPTQ adds a hundredth of their mean anyway.
+                products = (x.T @ x).double().numpy()
+                seen.products = products if seen.products is None else seen.products + products
             if isinstance(op, Rope):
                 for offset in range(0, context, max(context // POSITIONS, 1)):
                     turned = replace(op, cos=op.cos[:context].roll(-offset, 0),

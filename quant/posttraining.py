@@ -1,6 +1,6 @@
 """Static quantization after training: a float network and calibration data to an integer graph."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,9 +23,10 @@ from systolith.quant.calibrate import (
     calibrate,
 )
 from systolith.quant.capture import capture, named_inputs
-from systolith.quant.network import Attention, Network
+from systolith.quant.network import Attention, Linear, Network
 from systolith.quant.recipe import Recipe, RecipeError
 from systolith.quant.torch_model import IntegerModule
+from systolith.quant.weights import Weights
 
 Batches = list[tuple[Inputs, Tensor | None]]
 """Inputs and lengths, as `Network.run` takes them."""
@@ -77,16 +78,19 @@ class QuantizedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """A network in the form that the builder reads, and the ranges of its tensors."""
+    """A network in the form that the builder reads, the ranges of its tensors, and the weights that
+    were rounded for it so far."""
 
     network: Network
     ranges: dict[str, Range]
     context: int
+    rounded: dict[Hashable, Weights] = field(default_factory=dict)
 
     def build(self, recipe: Recipe, bos: int | None = None, eos: int | None = None) -> Graph:
         """The graph of a recipe, which may differ in bits from that of the calibration."""
         try:
-            return Builder(self.network, self.ranges, recipe, self.context).build(bos, eos)
+            builder = Builder(self.network, self.ranges, recipe, self.context, self.rounded)
+            return builder.build(bos, eos)
         except ValueError as error:
             raise RecipeError(f"The network cannot be quantized: {error}") from error
 
@@ -99,18 +103,29 @@ def calibrated(
     context = context_of(network, recipe)
     progress("preparing", 0.05)
     network = prepared(network, seen, recipe, context)
-    choosable, attentions = product_inputs(network), list(network.of_kind(Attention))
-    for names, patterns in ((choosable, recipe.bits), ([a.k for a in attentions], recipe.keys),
-                            ([a.v for a in attentions], recipe.values)):
+    _check_patterns(network, recipe)
+    progress("calibrating", 0.15)
+    eight = {n for n in product_inputs(network)
+             if recipe.budget or recipe.activation_bits(n) == 8}
+    histograms = set() if recipe.range == "minmax" else eight
+    hessians = {op.x for op in network.of_kind(Linear)} if recipe.rounding == "gptq" else set()
+    ranges = calibrate(network, seen, histograms, context, hessians=hessians)
+    return Calibrated(network=network, ranges=ranges, context=context)
+
+
+def _check_patterns(network: Network, recipe: Recipe) -> None:
+    """Every pattern must match something whose bits can be chosen."""
+    attentions = list(network.of_kind(Attention))
+    for what, names, patterns in (
+        ("tensor", product_inputs(network), recipe.bits),
+        ("tensor", [a.k for a in attentions], recipe.keys),
+        ("tensor", [a.v for a in attentions], recipe.values),
+        ("Linear", [op.name for op in network.of_kind(Linear)], recipe.weights),
+    ):
         for pattern, _ in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise RecipeError(f"The pattern {pattern!r} matches no tensor whose bits can be "
+                raise RecipeError(f"The pattern {pattern!r} matches no {what} whose bits can be "
                                   f"chosen; these are {', '.join(names)}")
-    progress("calibrating", 0.15)
-    eight = {n for n in choosable if recipe.budget or recipe.activation_bits(n) == 8}
-    histograms = set() if recipe.range == "minmax" else eight
-    ranges = calibrate(network, seen, histograms, context)
-    return Calibrated(network=network, ranges=ranges, context=context)
 
 
 def quantize_network(

@@ -5,8 +5,10 @@ from fnmatch import fnmatchcase
 
 from systolith.errors import UserError
 from systolith.quant.budget import Budget
+from systolith.weights import GROUPS
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
+ROUNDINGS = ("nearest", "gptq")
 
 
 class RecipeError(UserError):
@@ -28,6 +30,11 @@ class Recipe:
     values            the same for values, 8 or 16; what no pattern matches has 16, or what the
                       search finds. Values of 16 bits cost half as much again for probabilities
                       times values, and need probabilities of 16 bits: with 8, values have 8.
+    weights           pairs of a pattern of names of Linear operations and 8 or 4, the last match
+                      counts; what no pattern matches has 8
+    group             input channels that share a scale where weights have 4 bits: 32, 64 or 128
+    rounding          of weights: "nearest", or "gptq", by which later ones make up for the errors
+                      of earlier ones
     range             of 8-bit tensors but keys and values: see `calibrate.Range.clip`
     percentile        part of the values, in percent, that "percentile" does not saturate
     cache_headroom    keys and values can hold this multiple of the largest magnitude seen
@@ -43,6 +50,9 @@ class Recipe:
     bits: tuple[tuple[str, int], ...] = ()
     keys: tuple[tuple[str, int], ...] = ()
     values: tuple[tuple[str, int], ...] = ()
+    weights: tuple[tuple[str, int], ...] = ()
+    group: int = 64
+    rounding: str = "gptq"
     range: str = "percentile"
     percentile: float = 99.99
     cache_headroom: float = 1.25
@@ -66,6 +76,10 @@ class Recipe:
         check("keys", good, "pairs of a pattern and 8 or 12")
         good = all(isinstance(p, str) and b in (8, 16) for p, b in self.values)
         check("values", good, "pairs of a pattern and 8 or 16")
+        good = all(isinstance(p, str) and b in (4, 8) for p, b in self.weights)
+        check("weights", good, "pairs of a pattern and 8 or 4")
+        check("group", self.group in GROUPS, f"one of {', '.join(map(str, GROUPS))}")
+        check("rounding", self.rounding in ROUNDINGS, f"one of {', '.join(ROUNDINGS)}")
         check("range", self.range in METHODS, f"one of {', '.join(METHODS)}")
         check("percentile", 50 <= self.percentile <= 100, "from 50 to 100")
         good = 1 <= self.cache_headroom <= 64
@@ -91,6 +105,10 @@ class Recipe:
         """Whether a pattern of ``bits``, ``keys`` or ``values`` has the name: no search changes it.
         """
         return any(fnmatchcase(name, pattern) for pattern, _ in getattr(self, kind))
+
+    def weight_bits(self, name: str) -> int:
+        """Bits in which the weights of the Linear ``name`` are stored."""
+        return _last_match(self.weights, name, 8)
 
 
 def _last_match(patterns: tuple[tuple[str, int], ...], name: str, otherwise: int) -> int:

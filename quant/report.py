@@ -27,6 +27,7 @@ class Row:
     seen    largest real value in calibration    sqnr    signal to quantization noise in dB, the
     cycles  of the array for the products that           errors of all tensors before included
             read it, None where none does        why     it has its bits, where there was a choice
+    weights format of those it is made with
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     seen: float | None
     sqnr: float | None
     cycles: int | None
+    weights: str
     why: str
 
 
@@ -55,11 +57,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{'tensor':40} {'bits':>4} {'range':>10} {'seen':>10} {'SQNR dB':>8} "
-                 f"{'cycles':>9}  why"]
+                 f"{'cycles':>9}  {'weights':8} why"]
         for row in self.rows:
             cells = [_shown(row.seen, "10.4g"), _shown(row.sqnr, "8.1f"), _shown(row.cycles, "9,")]
             lines.append(f"{row.name:40} {row.bits:4} {row.limit:10.4g} {' '.join(cells)}  "
-                         f"{row.why}".rstrip())
+                         f"{row.weights:8} {row.why}".rstrip())
         lines.append(f"{self.bytes:,} bytes of constants; {self.cycles:,} cycles of a "
                      f"{DIM} × {DIM} array for {self.tokens} tokens")
         return "\n".join(lines)
@@ -106,6 +108,7 @@ def measure(
     streamed += [(node.name, node.q) for node in graph.of_kind(Attention)]
     for name, x in streamed:
         reads[x] = reads.get(x, 0) + cycles[name]
+    formats = graph.weight_formats()
     sources = {op.name: str(op.source) for op in network.ops}
     rows = []
     for node in graph.nodes:
@@ -117,5 +120,5 @@ def measure(
             bits=tensor.bits, limit=max(tensor.scale) * (2 ** (tensor.bits - 1) - 1),
             seen=float(ranges[node.out].largest.max()) if node.out in ranges else None,
             sqnr=float(ratio) if node.out in power else None, cycles=reads.get(node.out),
-            why=reasons.get(node.out, "")))
+            weights=formats.get(node.out, ""), why=reasons.get(node.out, "")))
     return Report(rows=tuple(rows), tokens=tokens, bytes=graph.bytes())

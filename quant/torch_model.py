@@ -31,7 +31,10 @@ class IntegerModule(nn.Module):
         bounds.prove(of)
         self.graph = of
         self._names: dict[str, str] = {}
-        for i, (name, value) in enumerate(of.constants.items()):
+        constants = dict(of.constants)
+        for node in of.of_kind(graph.Linear):
+            constants[node.weight] = graph.int8_weight(of, node)
+        for i, (name, value) in enumerate(constants.items()):
             # Buffers, so that the module moves between devices; torch allows no dot in a name.
             self._names[name] = f"constant_{i}"
             self.register_buffer(self._names[name], torch.from_numpy(value.astype("int64")))

@@ -1,7 +1,10 @@
 """Integer graphs for tests, made of random numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from systolith import weights
 from systolith.graph import (
     Add,
     ArgMax,
@@ -174,3 +177,18 @@ def encoder(seed: int) -> Graph:
         nodes=nodes, tensors=made.tensors, constants=made.constants, outputs=outputs,
         context=CONTEXT,
     )
+
+
+def in_groups(graph: Graph, group: int, seed: int) -> Graph:
+    """The graph with random weights of four bits in all linear nodes."""
+    rng = np.random.default_rng((seed, group))
+    constants, nodes = dict(graph.constants), list(graph.nodes)
+    for i, node in enumerate(nodes):
+        if isinstance(node, Linear):
+            n, k = constants[node.weight].shape
+            values = rng.integers(-7, 7, (n, k), dtype=np.int8, endpoint=True)
+            constants[node.weight] = weights.pack(values)
+            scale = rng.integers(1, 18, weights.scale_shape(n, k, group), endpoint=True)
+            constants[f"{node.out}.group_scale"] = scale.astype(np.uint8)
+            nodes[i] = replace(node, group=group, group_scale=f"{node.out}.group_scale")
+    return replace(graph, nodes=tuple(nodes), constants=constants)

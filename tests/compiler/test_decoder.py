@@ -14,6 +14,7 @@ from systolith.quant.posttraining import quantize_network
 from systolith.quant.recipe import Recipe
 from systolith.sim.machine import GoldenMachine
 from tests.interleaved import InterleavedMachine
+from tests.quant.small import small_llama
 
 TINY = Config(
     dim=4,
@@ -97,6 +98,21 @@ def test_golden_machine_equals_integer_forward(
     check(program, graph, GoldenMachine(config, memory, marks.append), memory, prompt, total)
     tokens = program.read(memory, "tokens")[:total].tolist()
     assert marks == [n << 16 | tokens[n - 1] for n in range(len(prompt) + 1, total + 1)]
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_weights_of_four_bits_are_expanded(preset, seed):
+    rng = np.random.default_rng(seed)
+    network = llama_network(small_llama(seed, dim=40, hidden_dim=67))
+    recipe = Recipe(weights=(("*", 4),), group=32, rounding="gptq")
+    graph = quantize_network(network, [rng.integers(0, 40, 24)], recipe).graph
+    assert set(graph.weight_formats().values()) == {"int4/32"}
+    config = TINY if preset == "tiny" else PRESETS[preset]
+    program = compile_decoder(graph, config)
+    prompt, total = rng.integers(0, 40, 11).tolist(), 16
+    memory = program.memory()
+    set_prompt(program, memory, prompt, total)
+    check(program, graph, GoldenMachine(config, memory), memory, prompt, total)
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -12,7 +12,7 @@ from systolith.artifact import FORMAT, VERSION, Artifact, ArtifactError
 from systolith.errors import UserError
 from systolith.forward import IntegerModel
 from systolith.graph import GraphError
-from tests.graphs import encoder, every_node
+from tests.graphs import encoder, every_node, in_groups
 
 TOKENIZER = bytes(range(256)) * 2
 METADATA = {"checkpoint": "x.bin", "measured": {"ratio": 1.003}}
@@ -58,6 +58,19 @@ def test_what_is_saved_is_loaded(path, seed):
     tokens = [3, 1, 4, 1, 5]
     np.testing.assert_array_equal(
         IntegerModel(loaded.graph).step(tokens), IntegerModel(graph).step(tokens))
+
+
+def test_weights_of_four_bits_are_saved_in_four_bits(tmp_path, seed):
+    graph, path = in_groups(every_node(seed), 32, seed), tmp_path / "model.slq"
+    Artifact(graph, TOKENIZER).save(path)
+    loaded = Artifact.load(path).graph
+    assert loaded.nodes == graph.nodes
+    for name, value in graph.constants.items():
+        assert loaded.constants[name].dtype == value.dtype
+        np.testing.assert_array_equal(loaded.constants[name], value, err_msg=name)
+    tokens = [3, 1, 4, 1, 5]
+    np.testing.assert_array_equal(
+        IntegerModel(loaded).step(tokens), IntegerModel(graph).step(tokens))
 
 
 def test_the_same_model_gives_the_same_bytes(path, tmp_path, seed):

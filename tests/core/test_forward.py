@@ -1,13 +1,24 @@
 """The integer forward against plain Python integers, and against itself cut into blocks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from systolith import golden
+from systolith import bounds, golden
 from systolith.fixed import saturate
 from systolith.forward import ForwardError, IntegerModel
-from systolith.graph import Attention, Linear, Output, Rope
-from tests.graphs import CHANNELS, CONTEXT, HEAD_DIM, HEADS, VOCABULARY, encoder, every_node
+from systolith.graph import Attention, Linear, Output, Rope, int8_weight
+from tests.graphs import (
+    CHANNELS,
+    CONTEXT,
+    HEAD_DIM,
+    HEADS,
+    VOCABULARY,
+    encoder,
+    every_node,
+    in_groups,
+)
 
 
 def tokens_of(seed: int, count: int = CONTEXT) -> list[int]:
@@ -34,6 +45,24 @@ def test_linear_in_python_integers(seed):
                 acc = sum(a * w for a, w in zip(row, weights, strict=True))
                 expected = rescale(acc, c, node, n, graph.tensors[node.out].bits)
                 assert out[t, n] == expected, (node.name, t, n)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_weights_of_four_bits_are_those_that_they_stand_for(group, seed):
+    graph = in_groups(every_node(seed), group, seed)
+    plain, nodes = dict(graph.constants), list(graph.nodes)
+    for i, node in enumerate(nodes):
+        if isinstance(node, Linear):
+            plain[node.weight] = int8_weight(graph, node)
+            del plain[node.group_scale]
+            nodes[i] = replace(node, group=None, group_scale=None)
+    same = replace(graph, nodes=tuple(nodes), constants=plain)
+    found, expected = (IntegerModel(g).trace(tokens_of(seed)) for g in (graph, same))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert bounds.prove(graph).keys() == bounds.prove(same).keys()
+    for name, bound in bounds.prove(same).items():
+        np.testing.assert_array_equal(bounds.prove(graph)[name], bound, err_msg=name)
 
 
 def test_rope_positions_and_heads(seed):

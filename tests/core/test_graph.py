@@ -3,8 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from systolith.graph import KINDS, Attention, Graph, GraphError, Linear, Output
-from tests.graphs import VOCABULARY, encoder, every_node
+from systolith.graph import (
+    KINDS,
+    Attention,
+    Given,
+    Graph,
+    GraphError,
+    Linear,
+    Output,
+    int8_weight,
+)
+from tests.graphs import VOCABULARY, Maker, encoder, every_node, in_groups
 
 
 def change(graph: Graph, name: str, /, **fields) -> Graph:
@@ -103,6 +112,67 @@ WRONG = [
     (lambda g: change(g, "product", b="norm"), "tensor 'norm' must have 10 channels, not 8"),
     (lambda g: change(g, "exact", exact=None), "exact must be true or false, not None"),
 ]
+
+
+WRONG_GROUPS = [
+    (lambda g: change(g, "up", group=16), "group must be one of 32, 64, 128, not 16"),
+    (lambda g: change(g, "up", group=True), "group must be one of 32, 64, 128, not True"),
+    (lambda g: change(g, "up", group=None), "group and group_scale must be given together"),
+    (lambda g: change(g, "up", group_scale=None), "group and group_scale must be given together"),
+    (lambda g: change(g, "up", group_scale="nothing"), "constant 'nothing' is missing"),
+    (lambda g: constant(g, "up.weight", g.constants["up.weight"].view(np.int8)),
+     "constant 'up.weight' must be uint8, not int8"),
+    (lambda g: constant(g, "up.weight", g.constants["up.weight"][:, :3]),
+     r"constant 'up.weight' must have the shape \[10, 4\], not \[10, 3\]"),
+    (lambda g: constant(g, "up.weight", np.full((10, 4), 0x80, np.uint8)),
+     "constant 'up.weight' must not hold a value of -8"),
+    (lambda g: constant(g, "up.group_scale", np.full((10, 2), 1, np.uint8)),
+     r"constant 'up.group_scale' must have the shape \[10, 1\], not \[10, 2\]"),
+    (lambda g: constant(g, "up.group_scale", np.full((10, 1), 0, np.uint8)),
+     "constant 'up.group_scale' must be 1 to 18, not 0"),
+    (lambda g: constant(g, "up.group_scale", np.full((10, 1), 19, np.uint8)),
+     "constant 'up.group_scale' must be 1 to 18, not 19"),
+]
+
+
+@pytest.mark.parametrize(
+    "spoil, message", WRONG_GROUPS, ids=[message[:40] for _, message in WRONG_GROUPS])
+def test_wrong_groups_are_refused(spoil, message, seed):
+    with pytest.raises(GraphError, match=message):
+        spoil(in_groups(every_node(seed), 64, seed))
+
+
+def test_nothing_may_hide_beyond_an_odd_number_of_channels(seed):
+    graph = odd_channels(seed)
+    packed = graph.constants["y.weight"].copy()
+    packed[2, -1] |= 0x30
+    with pytest.raises(GraphError, match=r"constant 'y\.weight' must be 0 beyond the last channel"):
+        constant(graph, "y.weight", packed)
+
+
+def odd_channels(seed: int) -> Graph:
+    """One linear node with 67 input channels: three groups of 32, the last one of 3."""
+    made = Maker(seed)
+    nodes = (Given(**made.tensor("x", 16, 67)), made.linear("y", "x", 5, 16, 22))
+    graph = Graph(nodes=nodes, tensors=made.tensors, constants=made.constants,
+                  outputs=(Output(tensor="y"),), context=12)
+    return in_groups(graph, 32, seed)
+
+
+def test_four_bits_are_expanded(seed):
+    graph = odd_channels(seed)
+    (node,) = graph.of_kind(Linear)
+    assert (node.weight_bits, node.weight_format) == (4, "int4/32")
+    assert graph.weight_formats() == {"y": "int4/32"}
+    packed, scale = (graph.constants[f"y.{part}"].tolist() for part in ("weight", "group_scale"))
+    found = int8_weight(graph, node)
+    assert found.dtype == np.int8 and found.shape == (5, 67)
+    for n in range(5):
+        for k in range(67):
+            half = packed[n][k // 2] >> 4 * (k % 2) & 15
+            assert found[n, k] == (half - 16 * (half > 7)) * scale[n][k // 32], (n, k)
+    assert graph.weight_bytes() == 5 * 34 + 5 * 3
+    assert every_node(seed).weight_formats()["up"] == "int8"
 
 
 WRONG_ENCODERS = [

@@ -14,7 +14,7 @@ SHARED = {("vector", "count"), ("vector", "first")}
 @pytest.mark.parametrize("opcode", OPCODES, ids=lambda o: o.name)
 def test_fields_fit_and_do_not_overlap(opcode):
     used: dict[tuple[int, int], str] = {}
-    for spec in opcode.fields:
+    for spec in (*opcode.fields, *opcode.reserved):
         assert 1 <= spec.word < isa.WORDS and spec.low >= 0 and spec.low + spec.width <= 32
         assert spec.word > 1 or spec.low >= 24, "the masks are in the way"
         if (opcode.name, spec.name) in SHARED:
@@ -42,6 +42,16 @@ def test_decode_inverts_encode(opcode, seed):
         assert {name: again.fields[name] for name in names} == fields
         assert (again.registers, again.wait, again.signal) == (registers, wait, signal)
         assert isa.disassemble(isa.assemble([item, item])) == [again, again]
+
+
+@pytest.mark.parametrize("opcode", OPCODES, ids=lambda o: o.name)
+def test_nothing_sets_reserved_bits(opcode):
+    everything = {s.name: (1 << s.width) - 1 for s in opcode.fields}
+    words = isa.encode(Instruction(opcode.name, everything, {}, 0xFFF, 0xFFF))
+    for spec in opcode.reserved:
+        assert not words[spec.word] >> spec.low & ((1 << spec.width) - 1)
+        with pytest.raises(ProgramError, match=f"{opcode.name} has no field '{spec.name}'"):
+            isa.encode(Instruction(opcode.name, {spec.name: 1}))
 
 
 def test_one_semaphore_for_each_ordered_pair():

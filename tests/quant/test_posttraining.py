@@ -11,12 +11,13 @@ from systolith.forward import IntegerModel
 from systolith.graph import Add, Linear
 from systolith.quant import network as net
 from systolith.quant import transform
-from systolith.quant.build import product_inputs, quantize_rows
+from systolith.quant.build import product_inputs
 from systolith.quant.calibrate import CLIPS, CalibrationError, batches_of, calibrate
 from systolith.quant.compare import compare, integer_logits, network_logits
 from systolith.quant.llama_network import llama_network
 from systolith.quant.posttraining import quantize_network
-from systolith.quant.recipe import METHODS, Recipe
+from systolith.quant.recipe import METHODS, ROUNDINGS, Recipe
+from systolith.quant.weights import quantize_rows
 from tests.quant.small import VOCABULARY, small_llama
 
 
@@ -65,6 +66,40 @@ def test_recipes_keep_the_function(changes):
     assert made.graph.tensors["layers.0.ffn.norm"].bits == 8
     assert made.graph.tensors["layers.0.attention.q"].bits == 16
     assert quality(model, made.graph, tokens(8)).divergence < 0.05
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_weights_of_four_bits(rounding):
+    model = small_llama(6, dim=64, hidden_dim=80)
+    for weight in model.parameters():
+        weight *= 0.5 if weight.dim() == 2 else 1  # predictions less sure than four bits can be
+    recipe = Recipe(weights=(("*", 4), ("logits", 8), ("*.ffn.*", 8), ("*.down", 4)), group=32,
+                    rounding=rounding)
+    made = quantize_network(llama_network(model), tokens(7), recipe)
+    formats = made.graph.weight_formats()
+    assert formats["layers.0.attention.v"] == formats["layers.1.ffn.down"] == "int4/32"
+    assert formats["logits"] == formats["layers.0.ffn.up"] == "int8"
+    down = made.graph.producer("layers.1.ffn.down")
+    assert made.graph.constants[down.weight].shape == (64, 40)
+    assert made.graph.constants[down.group_scale].shape == (64, 3)
+    rows = {line.split()[0]: line.split() for line in made.report(tokens(7)).splitlines()}
+    assert rows["layers.1.ffn.down"][-1] == "int4/32" and rows["logits"][-1] == "int8"
+    assert len(rows["norm"]) == 4
+    assert compare(model, IntegerModel(made.graph), tokens(8)).divergence < 0.1
+
+
+def test_hessians_are_the_products_of_the_inputs():
+    network = llama_network(small_llama(6))
+    seen = list(batches_of(network, tokens(7)))
+    name = "layers.0.ffn.norm"
+    ranges = calibrate(network, seen, set(), hessians={name})
+    x = torch.cat([network.run(inputs)[name].flatten(0, 1) for inputs, _ in seen]).double().numpy()
+    for removed in (0.0, 0.9):
+        rest = x - removed * x.mean(axis=0)
+        hessian, energy = ranges[name].hessian(removed), ranges[name].energy(removed)
+        np.testing.assert_allclose(hessian, rest.T @ rest / len(x), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(energy, np.diag(hessian), rtol=1e-4, atol=1e-5)
+    assert ranges["norm"].hessian() is None
 
 
 def test_transformations_keep_the_function():
@@ -155,7 +190,8 @@ def test_rows_are_clipped_where_that_has_the_lesser_error():
     weight[:, 5], energy[5] = 3, 1e-4  # a large weight of an input that is hardly ever there
     errors = []
     for known in (None, energy):
-        w, _, scale = quantize_rows(weight, np.zeros(6), 1.0, 8, known)
+        made = quantize_rows(weight, np.zeros(6), 1.0, 8, known)
+        w, scale = made.values, made.scale
         assert np.abs(w.astype(int)).max() <= 127
         errors.append((weight - w * scale[:, None])**2 @ energy)
     assert (errors[1] < errors[0]).all()
@@ -219,6 +255,7 @@ def test_padding_does_not_count():
 
 @pytest.mark.parametrize("changes, message", [
     ({"bits": (("nothing", 8),)}, "matches no tensor"),
+    ({"weights": (("norm", 4),)}, "'norm' matches no Linear whose bits can be chosen; these are"),
     ({"context": 1000}, "context must be at most"),
 ])
 def test_recipes_that_do_not_fit_are_refused(changes, message):
@@ -229,6 +266,9 @@ def test_recipes_that_do_not_fit_are_refused(changes, message):
 
 @pytest.mark.parametrize("changes, message", [
     ({"bits": (("x", 4),)}, "bits must be"), ({"range": "all"}, "range must be"),
+    ({"weights": (("x", 16),)}, "weights must be pairs of a pattern and 8 or 4"),
+    ({"group": 16}, "group must be one of 32, 64, 128, not 16"),
+    ({"rounding": "up"}, "rounding must be one of nearest, gptq, not 'up'"),
     ({"smoothing": 2.0}, "smoothing must be"), ({"headroom": 0.5}, "headroom must be"),
 ])
 def test_recipes_that_mean_nothing_are_refused(changes, message):
