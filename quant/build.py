@@ -15,8 +15,8 @@ own (an `Add` of nothing) makes them, under the tensor's name with ".8".
 """
 
 import math
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from collections.abc import Hashable, Callable, Mapping
 from typing import Any
 
 import numpy as np
