@@ -1,0 +1,414 @@
+"""The integer graph as an ONNX model of standard operators, for comparison with other stacks.
+
+The model is of the QDQ kind (opset 21): each tensor of the graph is an integer value between a
+QuantizeLinear and a DequantizeLinear with the tensor's scale, what computes is float, and weights
+are int8 with a DequantizeLinear for each output channel. Every parameter is derived from the
+graph's integers (a weight's scale is ``mult * 2**-shift * out_scale / x_scale``), so that the file
+is what the machine computes, and not what it was made from. An operator, given the integers of its
+inputs, gives the machine's integers within one LSB: ONNX rounds halves to even, and the machine's
+softmax and norm are tables. Embeddings, function tables, `Slice`, `Concat` and `ArgMax` work on the
+integers, and are exact.
+
+Inputs: for each index input of the graph int64 [batch, length], for each `Given` tensor its real
+values, float [batch, length, channels]; both axes are dynamic, ``length`` at most the graph's
+context. Each sequence is computed whole, from its first token and without padding. Outputs: the
+graph's outputs in their order, float, pooled and normalized where the graph says so (the first has
+its tensor's name); then the results of every `ArgMax`, int64 [batch, length].
+
+The integers of the tensor ``x`` are the value ``x/int`` of shape [batch, length, channels]:
+`onnx.utils.extract_model` cuts the model at any of them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from systolith.graph import (
+    POSITIONS,
+    Add,
+    ArgMax,
+    Attention,
+    Concat,
+    Embedding,
+    Given,
+    Graph,
+    Linear,
+    Lookup,
+    Multiply,
+    Norm,
+    Output,
+    Rope,
+    Slice,
+)
+from systolith.quant.onnx_library import OnnxError
+from systolith.quant.onnx_writer import DTYPES, Writer
+
+Float = NDArray[np.float64]
+
+BATCH, LENGTH = "batch", "length"
+CHANNELS = 2
+"""Axis of the channels."""
+EVEN = 1e-6
+"""Scales that differ by less than this part are one."""
+
+
+def export_onnx(graph: Graph, path: str | Path) -> None:
+    """Writes a graph as an ONNX QDQ model; see the module's documentation for what is in it.
+
+    Raises `OnnxError` where onnx is not installed, the file cannot be written, or a scale of the
+    graph is out of the range of float32.
+    """
+    _Exporter(graph).save(path)
+
+
+class _Exporter:
+    """One method for each kind of node, which defines the integers of the node's tensor."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.writer = graph, Writer()
+        self.call, self.constant, self.ints = (
+            self.writer.call, self.writer.constant, self.writer.ints)
+        self.scales: dict[str, Float] = {name: _scale(name, t.scale)
+                                         for name, t in graph.tensors.items()}
+        """Of every tensor [1] or [channels], as float32 holds it."""
+        self.read: dict[tuple[str, bool], str] = {}
+        self.shapes: dict[int, str] = {}
+        self.tokens: dict[str, str] = {}
+        """Results of the `ArgMax` nodes."""
+        self.positions = self.first = self.mask = ""
+
+    def save(self, path: str | Path) -> None:
+        graph, writer = self.graph, self.writer
+        inputs = [writer.describe(writer.unique(n), "int64", BATCH, LENGTH) for n in graph.indices]
+        for node in graph.of_kind(Given):
+            name = writer.unique(node.out)
+            inputs.append(writer.describe(name, "float32", BATCH, LENGTH,
+                                          graph.tensors[node.out].channels))
+        # Before the tensors, so that outputs have the names that users look for.
+        names = [writer.unique(_output_name(output)) for output in graph.outputs]
+        self.tokens = {node.out: writer.unique(node.out) for node in graph.of_kind(ArgMax)}
+        self._positions(inputs[0].name)
+        for node in graph.nodes:
+            writer.scope = node.name
+            getattr(self, "_" + type(node).__name__.lower())(node)
+            tensor = graph.tensors[node.out]
+            if not isinstance(node, ArgMax):
+                writer.types.append(writer.describe(
+                    f"{node.out}/int", DTYPES[tensor.bits], BATCH, LENGTH, tensor.channels))
+        outputs = []
+        for output, name in zip(graph.outputs, names, strict=True):
+            writer.scope = f"output {name}"
+            self._output(output, name)
+            shape = (BATCH, LENGTH) if output.pool == "none" else (BATCH,)
+            outputs.append(writer.describe(name, "float32", *shape,
+                                           graph.tensors[output.tensor].channels))
+        outputs += [writer.describe(name, "int64", BATCH, LENGTH) for name in self.tokens.values()]
+        about = {"context": str(graph.context)}
+        about |= {name: str(value) for name, value in (("bos", graph.bos), ("eos", graph.eos))
+                  if value is not None}
+        writer.save(path, inputs, outputs, about)
+
+    # Values ------------------------------------------------------------------------------------
+
+    def _positions(self, first: str) -> None:
+        """The numbers of the tokens [length], from an input of the model."""
+        self.writer.scope = "positions"
+        length = self.call("Squeeze", self.call("Shape", first, start=1, end=2))
+        zero, one = (self.constant(n, np.int64(v)) for n, v in (("zero", 0), ("one", 1)))
+        self.positions = self.call("Range", zero, length, one)
+        self.first = first
+
+    def _rows(self, name: str) -> str:
+        """The rows of a table [context, C] for the tokens, [length, C]."""
+        if (name, False) not in self.read:
+            scope, self.writer.scope = self.writer.scope, name
+            table = self.constant("table", self.graph.constants[name])
+            rows = self.call("Gather", table, self.positions, axis=0)
+            self.read[name, False] = self.writer.dequantize(rows, np.array(2.0**-15), "int16", 0)
+            self.writer.scope = scope
+        return self.read[name, False]
+
+    def _tokens_and(self, channels: int) -> str:
+        """The shape [batch, length, channels]."""
+        if channels not in self.shapes:
+            scope, self.writer.scope = self.writer.scope, "shape"
+            tokens = self.call("Shape", self.first, start=0, end=2)
+            self.shapes[channels] = self.call("Concat", tokens, self.ints(channels), axis=0)
+            self.writer.scope = scope
+        return self.shapes[channels]
+
+    def _visible(self) -> str:
+        """Which keys a query sees in a causal attention, bool [length, length]."""
+        if not self.mask:
+            scope, self.writer.scope = self.writer.scope, "causal"
+            query = self.call("Unsqueeze", self.positions, self.ints(1))
+            self.mask = self.call("LessOrEqual", self.positions, query)
+            self.writer.scope = scope
+        return self.mask
+
+    def _real(self, tensor: str) -> str:
+        """The real values of a tensor."""
+        return self._dequantized(tensor, self.scales[tensor], False)
+
+    def _dequantized(self, tensor: str, scale: Float, units: bool) -> str:
+        if (tensor, units) not in self.read:
+            scope, self.writer.scope = self.writer.scope, tensor
+            self.read[tensor, units] = self.writer.dequantize(
+                f"{tensor}/int", scale, DTYPES[self.graph.tensors[tensor].bits], CHANNELS,
+                out=f"{tensor}/{'units' if units else 'real'}")
+            self.writer.scope = scope
+        return self.read[tensor, units]
+
+    def _even(self, tensor: str) -> tuple[str, float]:
+        """A tensor in a unit that is the same for all of its channels, and that unit.
+
+        Its real values; where the channels have different scales (which a quantizer makes for
+        attention alone) the numbers of its LSBs.
+        """
+        scale = self.scales[tensor]
+        if _uniform(scale):
+            return self._real(tensor), float(scale[0])
+        return self._dequantized(tensor, np.ones(1), True), 1.0
+
+    def _define(self, tensor: str, value: str) -> None:
+        """Quantizes the real values of a tensor."""
+        self.writer.quantize(value, self.scales[tensor],
+                             DTYPES[self.graph.tensors[tensor].bits], CHANNELS,
+                             out=f"{tensor}/int")
+
+    def _times(self, x: str, factor: Float | float) -> str:
+        """x times one number or one for each channel; x itself if they are all 1 in float32."""
+        factor = np.float32(factor)
+        if np.all(factor == 1):
+            return x
+        if np.all(factor == factor.flat[0]):
+            factor = factor.flat[0]
+        return self.call("Mul", x, self.constant("factor", factor))
+
+    def _ratio(self, node: Linear | Attention) -> Float:
+        """What the requantization multiplies accumulators by, [N]."""
+        constants = self.graph.constants
+        return constants[node.mult] * 2.0 ** -constants[node.shift].astype(float)
+
+    # Nodes -------------------------------------------------------------------------------------
+
+    def _given(self, node: Given) -> None:
+        self._define(node.out, node.out)
+
+    def _embedding(self, node: Embedding) -> None:
+        index = node.index
+        if index == POSITIONS:
+            shape = self.call("Shape", self.first, start=0, end=2)
+            index = self.call("Expand", self.positions, shape)
+        table = self.constant("table", self.graph.constants[node.table])
+        self.call("Gather", table, index, axis=0, out=f"{node.out}/int")
+
+    def _weight(self, node: Linear) -> NDArray[np.int8]:
+        """The int8 weight of a Linear [N, K]: the only place that knows how it is stored."""
+        return self.graph.constants[node.weight]
+
+    def _linear(self, node: Linear) -> None:
+        x, x_scale = self._even(node.x)
+        # Between a product and its table there is a tensor that the graph gives no scale.
+        between = self.scales[node.out] if node.table is None else 1.0
+        real = self._ratio(node) * between
+        # Not MatMul: onnxruntime (1.32) replaces a MatMul of a float x and an int8 weight by one
+        # that rounds x to 8 bits on the way, which costs hundreds of LSBs of a 16-bit result.
+        k, n = self.graph.tensors[node.x].channels, self.graph.tensors[node.out].channels
+        operands = [self.call("Reshape", x, self.ints(-1, k)),
+                    self.writer.dequantize(self.constant("weight", self._weight(node)),
+                                           real / x_scale, "int8", 0)]
+        bias = self.graph.constants[node.bias]
+        if bias.any():
+            operands.append(self.writer.dequantize(self.constant("bias", bias), real, "int32", 0))
+        y = self.call("Gemm", *operands, transB=1)
+        y = self.call("Reshape", y, self._tokens_and(n))
+        if node.table is None:
+            self._define(node.out, y)
+        else:
+            inner = self.writer.quantize(y, np.ones(1), "int16", CHANNELS,
+                                         out=f"{node.out}/between")
+            self._table(node, inner, exact=False)
+
+    def _lookup(self, node: Lookup) -> None:
+        self._table(node, f"{node.x}/int", node.exact)
+
+    def _table(self, node: Linear | Lookup, x: str, exact: bool) -> None:
+        """The run-time table in integers, as `golden.lookup` and `lookup8` do it."""
+        table, bits = self.graph.constants[node.table], self.graph.tensors[node.out].bits
+        number, call = (lambda value: self.constant("number", np.int32(value))), self.call
+        base, slope = (self.constant(n, table[:, i], "int32") for i, n in enumerate(
+            ("base", "slope")))
+        x = call("Cast", x, to=self.writer.onnx.TensorProto.INT32)
+        if exact:
+            inside = call("Clip", x, number(-128), number(127))
+            y = call("Gather", base, call("Add", inside, number(128)))
+        else:
+            # Division and remainder of numbers that are not negative are shifts and masks.
+            positive = call("Add", x, number(1 << 15))
+            segment = call("Div", positive, number(256))
+            fraction = call("Mod", positive, number(256))
+            step = call("Mul", call("Gather", slope, segment), fraction)
+            step = call("Div", call("Add", step, number((1 << 23) + 128)), number(256))
+            y = call("Add", call("Gather", base, segment), call("Sub", step, number(1 << 15)))
+        half = 1 << (bits - 1)
+        y = call("Clip", y, number(-half), number(half - 1))
+        code = self.writer.onnx.helper.np_dtype_to_tensor_dtype(DTYPES[bits])
+        call("Cast", y, to=code, out=f"{node.out}/int")
+
+    def _norm(self, node: Norm) -> None:
+        x, x_scale = self._even(node.x)
+        constants, call = self.graph.constants, self.call
+        channels = self.graph.tensors[node.x].channels
+        unit = 2.0 ** -constants[node.shift].astype(float) * self.scales[node.out]
+        gain = self.constant("gain", constants[node.gain] * unit * 2**15, "float32")
+        bias = constants[node.bias] * unit
+        # The machine's sum of squares is at least 1.
+        eps = max(node.eps << node.eps_shift, 1) * (x_scale / channels) ** 2
+        if node.center:
+            bias = self.constant("bias", bias, "float32")
+            y = call("LayerNormalization", x, gain, bias, axis=-1, epsilon=eps)
+        else:
+            mean = call("ReduceMean", call("Mul", x, x), self.ints(-1), keepdims=1)
+            root = call("Sqrt", call("Add", mean, self.constant("eps", np.float32(eps))))
+            y = call("Mul", call("Div", x, root), gain)
+            if bias.any():
+                y = call("Add", y, self.constant("bias", bias, "float32"))
+        self._define(node.out, y)
+
+    def _rope(self, node: Rope) -> None:
+        channels, p = self.graph.tensors[node.out].channels, node.head_dim
+        scale = np.broadcast_to(self.scales[node.x], channels)
+        if _uniform(scale.reshape(-1, 2)):
+            x = self._real(node.x)
+        else:
+            x, scale = self._dequantized(node.x, np.ones(1), True), np.ones(channels)
+        heads = self.call("Reshape", x, self.ints(0, 0, -1, p))
+        partner = self.call("Gather", heads, self.constant("partner", np.arange(p) ^ 1), axis=3)
+        cos, sin = (self.call("Unsqueeze", self._rows(name), self.ints(1))
+                    for name in (node.cos, node.sin))                           # [length, 1, P]
+        y = self.call("Add", self.call("Mul", heads, cos), self.call("Mul", partner, sin))
+        y = self.call("Reshape", y, self.ints(0, 0, channels))
+        self._define(node.out, self._times(y, self.scales[node.out] / scale * 2.0 ** (
+            15 - node.shift)))
+
+    def _attention(self, node: Attention) -> None:
+        call, lead = self.call, (node.kv_heads, node.group)
+        unit, parts = self._score_parts(node)
+        scores = ""
+        for q, k in parts:
+            q = self._heads(q, node.heads, node, (0, 2, 3, 1, 4))         # [B, G, H / G, T, P]
+            k = self._heads(k, node.kv_heads, node, (0, 2, 3, 4, 1))      # [B, G, 1, P, T]
+            product = call("MatMul", q, k)
+            scores = call("Add", scores, product) if scores else product
+        # From the exponent of a power of two with 16 fraction bits to that of e.
+        scale = node.score_mult * 2.0**-node.score_shift * np.log(2) / 65536
+        scores = self._times(scores, scale / unit)
+        if node.causal:
+            scores = call("Where", self._visible(), scores,
+                          self.constant("hidden", np.float32(-np.inf)))
+        dtype = np.dtype(f"uint{node.probability_bits}")
+        p_scale = np.array([np.float32(1 / np.iinfo(dtype).max)], dtype=float)
+        p = self.writer.quantize(call("Softmax", scores, axis=-1), p_scale, dtype, -1)
+        p = self.writer.dequantize(p, p_scale, dtype, -1)
+        v = self._heads(self._real(node.v), node.kv_heads, node, (0, 2, 3, 1, 4))
+        y = call("MatMul", p, v)                                          # [B, G, H / G, T, P]
+        y = call("Transpose", y, perm=[0, 3, 1, 2, 4])
+        y = call("Reshape", y, self.ints(0, 0, node.heads * node.head_dim))
+        v_scale = np.broadcast_to(self.scales[node.v], node.kv_heads * node.head_dim)
+        v_scale = np.repeat(v_scale.reshape(lead[0], 1, -1), lead[1], axis=1).reshape(-1)
+        real = self._ratio(node) * self.scales[node.out]
+        y = self._times(y, real / v_scale / p_scale)
+        bias = self.graph.constants[node.bias]
+        if bias.any():
+            y = call("Add", y, self.writer.dequantize(
+                self.constant("bias", bias), real, "int32", 0))
+        self._define(node.out, y)
+
+    def _score_parts(self, node: Attention) -> tuple[float, list[tuple[str, str]]]:
+        """Real queries and keys, and the value of their products' LSB.
+
+        The products of a quantizer's scales are all equal; where they are not, as in a graph that
+        is not meant to be real, the numbers of LSBs are multiplied.
+        """
+        names = [(node.q, node.k)]
+        if node.q_low is not None:
+            names.append((node.q_low, node.k_low))
+        products = []
+        for q, k in names:
+            q_scale = np.broadcast_to(self.scales[q], node.heads * node.head_dim)
+            k_scale = np.broadcast_to(self.scales[k], node.kv_heads * node.head_dim)
+            products.append(q_scale.reshape(node.kv_heads, node.group, -1)
+                            * k_scale.reshape(node.kv_heads, 1, -1))
+        if _uniform(np.stack(products)):
+            return float(products[0].flat[0]), [(self._real(q), self._real(k)) for q, k in names]
+        one = np.ones(1)
+        return 1.0, [(self._dequantized(q, one, True), self._dequantized(k, one, True))
+                     for q, k in names]
+
+    def _heads(self, x: str, heads: int, node: Attention, order: tuple[int, ...]) -> str:
+        """x [B, T, heads * P] as [B, T, key heads, heads for each of them, P], in an order."""
+        shape = self.ints(0, 0, node.kv_heads, heads // node.kv_heads, node.head_dim)
+        return self.call("Transpose", self.call("Reshape", x, shape), perm=list(order))
+
+    def _add(self, node: Add) -> None:
+        out, terms = self.scales[node.out] * 2.0**-node.shift, []
+        for name, mult in ((node.a, node.mult_a), (node.b, node.mult_b)):
+            if mult or not terms:
+                terms.append(self._times(self._real(name), mult * out / self.scales[name]))
+        self._define(node.out, self.call("Add", *terms) if len(terms) > 1 else terms[0])
+
+    def _multiply(self, node: Multiply) -> None:
+        a, b = (self._real(name) for name in (node.a, node.b))
+        factor = node.mult * 2.0**-node.shift * self.scales[node.out]
+        self._define(node.out, self._times(
+            self.call("Mul", a, b), factor / self.scales[node.a] / self.scales[node.b]))
+
+    def _slice(self, node: Slice) -> None:
+        self.call("Slice", f"{node.x}/int", self.ints(node.first),
+                  self.ints(node.first + node.count), self.ints(CHANNELS), out=f"{node.out}/int")
+
+    def _concat(self, node: Concat) -> None:
+        self.call("Concat", *(f"{x}/int" for x in node.xs), axis=CHANNELS, out=f"{node.out}/int")
+
+    def _argmax(self, node: ArgMax) -> None:
+        x = self.call("Cast", f"{node.x}/int", to=self.writer.onnx.TensorProto.INT32)
+        self.call("ArgMax", x, axis=CHANNELS, keepdims=0, out=self.tokens[node.out])
+
+    # Outputs -----------------------------------------------------------------------------------
+
+    def _output(self, output: Output, name: str) -> None:
+        """What the host makes of a tensor's real values."""
+        call, x = self.call, self._real(output.tensor)
+        match output.pool:
+            case "first" | "last":
+                at = self.constant("token", np.int64(0 if output.pool == "first" else -1))
+                x = call("Gather", x, at, axis=1)
+            case "mean":
+                x = call("ReduceMean", x, self.ints(1), keepdims=0)
+        if output.normalize:
+            size = call("ReduceL2", x, self.ints(-1), keepdims=1)
+            x = call("Div", x, call("Max", size, self.constant("least", np.float32(1e-12))))
+        call("Identity", x, out=name)
+
+
+def _output_name(output: Output) -> str:
+    pool = [] if output.pool == "none" else [output.pool]
+    return ".".join([output.tensor, *pool, *(["normalized"] if output.normalize else [])])
+
+
+def _scale(name: str, scale: tuple[float, ...]) -> Float:
+    exact = np.array(scale)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = exact.astype(np.float32)
+    if not np.isfinite(rounded).all() or (rounded < np.finfo(np.float32).tiny).any():
+        raise OnnxError(f"The scale of the tensor {name!r} is out of the range of float32, in "
+                        "which ONNX models have their scales")
+    return rounded.astype(np.float64)
+
+
+def _uniform(scale: Float) -> bool:
+    """Whether all numbers of each row are one number, up to rounding."""
+    rows = scale.reshape(-1, scale.shape[-1]) if scale.ndim == 2 else scale.reshape(1, -1)
+    return bool((rows.max(axis=1) <= rows.min(axis=1) * (1 + EVEN)).all())
