@@ -16,7 +16,8 @@ graph's outputs in their order, float, pooled and normalized where the graph say
 its tensor's name); then the results of every `ArgMax`, int64 [batch, length].
 
 The integers of the tensor ``x`` are the value ``x/int`` of shape [batch, length, channels]:
-`onnx.utils.extract_model` cuts the model at any of them.
+`onnx.utils.extract_model` cuts the model at any of them. A `Linear` with a table has another value,
+``x/between``: the int16 numbers that the table is looked up with.
 """
 
 from pathlib import Path
@@ -92,10 +93,8 @@ class _Exporter:
         for node in graph.nodes:
             writer.scope = node.name
             getattr(self, "_" + type(node).__name__.lower())(node)
-            tensor = graph.tensors[node.out]
             if not isinstance(node, ArgMax):
-                writer.types.append(writer.describe(
-                    f"{node.out}/int", DTYPES[tensor.bits], BATCH, LENGTH, tensor.channels))
+                self._note(f"{node.out}/int", node.out, DTYPES[graph.tensors[node.out].bits])
         outputs = []
         for output, name in zip(graph.outputs, names, strict=True):
             writer.scope = f"output {name}"
@@ -108,6 +107,11 @@ class _Exporter:
         about |= {name: str(value) for name, value in (("bos", graph.bos), ("eos", graph.eos))
                   if value is not None}
         writer.save(path, inputs, outputs, about)
+
+    def _note(self, name: str, tensor: str, dtype: np.dtype) -> None:
+        """Puts down the type of a value of a tensor's shape."""
+        self.writer.types.append(self.writer.describe(
+            name, dtype, BATCH, LENGTH, self.graph.tensors[tensor].channels))
 
     # Values ------------------------------------------------------------------------------------
 
@@ -229,6 +233,7 @@ class _Exporter:
         else:
             inner = self.writer.quantize(y, np.ones(1), "int16", CHANNELS,
                                          out=f"{node.out}/between")
+            self._note(inner, node.out, DTYPES[16])
             self._table(node, inner, exact=False)
 
     def _lookup(self, node: Lookup) -> None:

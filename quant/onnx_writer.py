@@ -39,7 +39,7 @@ class Writer:
 
     def constant(self, name: str, value: ArrayLike, dtype: Any = None) -> str:
         """An initializer within the scope; equal ones of a name are one."""
-        array = np.ascontiguousarray(value, dtype=dtype)
+        array = np.array(value, dtype=dtype, order="C")
         name = f"{self.scope}/{name}" if self.scope else name
         known = self.constants.get(name)
         if known is None or known.dtype != array.dtype or not np.array_equal(known, array):
