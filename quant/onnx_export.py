@@ -183,12 +183,12 @@ class _Exporter:
 
     def _times(self, x: str, factor: Float | float) -> str:
         """x times one number or one for each channel; x itself if they are all 1 in float32."""
-        factor = np.float32(factor)
-        if np.all(factor == 1):
+        factors = np.unique(np.float32(factor))
+        if len(factors) > 1:
+            return self.call("Mul", x, self.constant("factor", factor, "float32"))
+        if factors[0] == 1:
             return x
-        if np.all(factor == factor.flat[0]):
-            factor = factor.flat[0]
-        return self.call("Mul", x, self.constant("factor", factor))
+        return self.call("Mul", x, self.constant("factor", factors[0]))
 
     def _ratio(self, node: Linear | Attention) -> Float:
         """What the requantization multiplies accumulators by, [N]."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from systolith.quant.onnx_library import OnnxError
 
-Input = Tensor | NDArray | None
+Input = Any
+"""Tensor | NDArray | None, which the type checker, for which torch is a blank, does not follow."""
 Attributes = Mapping[str, Any]
 Operator = Callable[[Sequence[Input], Attributes, int], Tensor | tuple[Tensor, ...]]
 

@@ -62,7 +62,8 @@ class Writer:
                                                      **attributes))
         return out
 
-    def quantize(self, x: str, scale: NDArray, dtype: Any, axis: int, out: str | None = None) -> str:
+    def quantize(self, x: str, scale: NDArray, dtype: Any, axis: int, out: str | None = None
+                 ) -> str:
         """Integers of a real value; scale [1], or [channels] along an axis."""
         return self._quantized("QuantizeLinear", x, scale, dtype, axis, out)
 

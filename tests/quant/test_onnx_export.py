@@ -1,4 +1,4 @@
-"""The exported QDQ model in onnxruntime against the integer forward: operator by operator, whole."""
+"""The exported QDQ model in onnxruntime against the integer forward, by operator and whole."""
 
 import builtins
 from collections import defaultdict
