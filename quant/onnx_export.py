@@ -74,6 +74,7 @@ class _Exporter:
                                          for name, t in graph.tensors.items()}
         """Of every tensor [1] or [channels], as float32 holds it."""
         self.read: dict[tuple[str, bool], str] = {}
+        self.rows: dict[str, str] = {}
         self.shapes: dict[int, str] = {}
         self.tokens: dict[str, str] = {}
         """Results of the `ArgMax` nodes."""
@@ -133,8 +134,9 @@ class _Exporter:
             self.writer.scope = scope
         return self.read[name, False]
 
-    def _tokens_and(self, channels: int) -> str:
-        """The shape [batch, length, channels]."""
+    def _shape_of(self, tensor: str) -> str:
+        """The shape [batch, length, channels] of a tensor."""
+        channels = self.graph.tensors[tensor].channels
         if channels not in self.shapes:
             scope, self.writer.scope = self.writer.scope, "shape"
             tokens = self.call("Shape", self.first, start=0, end=2)
@@ -175,6 +177,21 @@ class _Exporter:
             return self._real(tensor), float(scale[0])
         return self._dequantized(tensor, np.ones(1), True), 1.0
 
+    def _token_rows(self, tensor: str) -> tuple[str, float]:
+        """A tensor as `_even` gives it, of the shape [batch * length, channels].
+
+        It is reshaped before it is dequantized: runtimes push a DequantizeLinear through what only
+        moves elements, and some onnxruntimes (1.32) lose its type where that has 8 bits.
+        """
+        scale = self.scales[tensor][:1] if _uniform(self.scales[tensor]) else np.ones(1)
+        if tensor not in self.rows:
+            of = self.graph.tensors[tensor]
+            scope, self.writer.scope = self.writer.scope, tensor
+            rows = self.call("Reshape", f"{tensor}/int", self.ints(-1, of.channels))
+            self.rows[tensor] = self.writer.dequantize(rows, scale, DTYPES[of.bits], 1)
+            self.writer.scope = scope
+        return self.rows[tensor], float(scale[0])
+
     def _define(self, tensor: str, value: str) -> None:
         """Quantizes the real values of a tensor."""
         self.writer.quantize(value, self.scales[tensor],
@@ -213,28 +230,30 @@ class _Exporter:
         return self.graph.constants[node.weight]
 
     def _linear(self, node: Linear) -> None:
-        x, x_scale = self._even(node.x)
+        x, x_scale = self._token_rows(node.x)
         # Between a product and its table there is a tensor that the graph gives no scale.
-        between = self.scales[node.out] if node.table is None else 1.0
+        between = self.scales[node.out] if node.table is None else np.ones(1)
         real = self._ratio(node) * between
         # Not MatMul: onnxruntime (1.32) replaces a MatMul of a float x and an int8 weight by one
         # that rounds x to 8 bits on the way, which costs hundreds of LSBs of a 16-bit result.
-        k, n = self.graph.tensors[node.x].channels, self.graph.tensors[node.out].channels
-        operands = [self.call("Reshape", x, self.ints(-1, k)),
-                    self.writer.dequantize(self.constant("weight", self._weight(node)),
-                                           real / x_scale, "int8", 0)]
+        operands = [x, self.writer.dequantize(self.constant("weight", self._weight(node)),
+                                              real / x_scale, "int8", 0)]
         bias = self.graph.constants[node.bias]
         if bias.any():
             operands.append(self.writer.dequantize(self.constant("bias", bias), real, "int32", 0))
-        y = self.call("Gemm", *operands, transB=1)
-        y = self.call("Reshape", y, self._tokens_and(n))
-        if node.table is None:
-            self._define(node.out, y)
+        y, shape = self.call("Gemm", *operands, transB=1), self._shape_of(node.out)
+        bits = self.graph.tensors[node.out].bits if node.table is None else 16
+        out = f"{node.out}/{'int' if node.table is None else 'between'}"
+        if _uniform(between):
+            y = self.writer.quantize(y, between[:1], DTYPES[bits], 1)
+            self.call("Reshape", y, shape, out=out)
         else:
-            inner = self.writer.quantize(y, np.ones(1), "int16", CHANNELS,
-                                         out=f"{node.out}/between")
-            self._note(inner, node.out, DTYPES[16])
-            self._table(node, inner, exact=False)
+            # Between a Gemm and a scale for each channel, for which onnxruntime (1.20) has no Gemm.
+            self.writer.quantize(self.call("Reshape", y, shape), between, DTYPES[bits], CHANNELS,
+                                 out=out)
+        if node.table is not None:
+            self._note(out, node.out, DTYPES[16])
+            self._table(node, out, exact=False)
 
     def _lookup(self, node: Lookup) -> None:
         self._table(node, f"{node.x}/int", node.exact)
@@ -300,16 +319,16 @@ class _Exporter:
 
     def _attention(self, node: Attention) -> None:
         call, lead = self.call, (node.kv_heads, node.group)
-        unit, parts = self._score_parts(node)
+        parts, unit = self._score_parts(node)
         scores = ""
         for q, k in parts:
-            q = self._heads(q, node.heads, node, (0, 2, 3, 1, 4))         # [B, G, H / G, T, P]
-            k = self._heads(k, node.kv_heads, node, (0, 2, 3, 4, 1))      # [B, G, 1, P, T]
+            q = self._heads(q, unit, node.heads, node, (0, 2, 3, 1, 4))       # [B, G, H / G, T, P]
+            k = self._heads(k, unit, node.kv_heads, node, (0, 2, 3, 4, 1))    # [B, G, 1, P, T]
             product = call("MatMul", q, k)
             scores = call("Add", scores, product) if scores else product
         # From the exponent of a power of two with 16 fraction bits to that of e.
         scale = node.score_mult * 2.0**-node.score_shift * np.log(2) / 65536
-        scores = self._times(scores, scale / unit)
+        scores = self._times(scores, scale / (unit or 1.0))
         if node.causal:
             scores = call("Where", self._visible(), scores,
                           self.constant("hidden", np.float32(-np.inf)))
@@ -317,7 +336,7 @@ class _Exporter:
         p_scale = np.array([np.float32(1 / np.iinfo(dtype).max)], dtype=float)
         p = self.writer.quantize(call("Softmax", scores, axis=-1), p_scale, dtype, -1)
         p = self.writer.dequantize(p, p_scale, dtype, -1)
-        v = self._heads(self._real(node.v), node.kv_heads, node, (0, 2, 3, 1, 4))
+        v = self._heads(node.v, 1.0, node.kv_heads, node, (0, 2, 3, 1, 4))
         y = call("MatMul", p, v)                                          # [B, G, H / G, T, P]
         y = call("Transpose", y, perm=[0, 3, 1, 2, 4])
         y = call("Reshape", y, self.ints(0, 0, node.heads * node.head_dim))
@@ -331,11 +350,11 @@ class _Exporter:
                 self.constant("bias", bias), real, "int32", 0))
         self._define(node.out, y)
 
-    def _score_parts(self, node: Attention) -> tuple[float, list[tuple[str, str]]]:
-        """Real queries and keys, and the value of their products' LSB.
+    def _score_parts(self, node: Attention) -> tuple[list[tuple[str, str]], float | None]:
+        """Pairs of queries and keys, and the real value of their products' LSB.
 
-        The products of a quantizer's scales are all equal; where they are not, as in a graph that
-        is not meant to be real, the numbers of LSBs are multiplied.
+        The products of a quantizer's scales are all equal. Where they are not, as in a graph that
+        is not meant to be real, there is none, and the numbers of LSBs are to be multiplied.
         """
         names = [(node.q, node.k)]
         if node.q_low is not None:
@@ -346,16 +365,22 @@ class _Exporter:
             k_scale = np.broadcast_to(self.scales[k], node.kv_heads * node.head_dim)
             products.append(q_scale.reshape(node.kv_heads, node.group, -1)
                             * k_scale.reshape(node.kv_heads, 1, -1))
-        if _uniform(np.stack(products)):
-            return float(products[0].flat[0]), [(self._real(q), self._real(k)) for q, k in names]
-        one = np.ones(1)
-        return 1.0, [(self._dequantized(q, one, True), self._dequantized(k, one, True))
-                     for q, k in names]
+        products = np.stack(products)
+        return names, float(products.flat[0]) if _uniform(products) else None
 
-    def _heads(self, x: str, heads: int, node: Attention, order: tuple[int, ...]) -> str:
-        """x [B, T, heads * P] as [B, T, key heads, heads for each of them, P], in an order."""
+    def _heads(self, tensor: str, unit: float | None, heads: int, node: Attention,
+               order: tuple[int, ...]) -> str:
+        """A tensor as [B, T, key heads, heads for each of them, P], in an order; without a unit the
+        numbers of its LSBs."""
         shape = self.ints(0, 0, node.kv_heads, heads // node.kv_heads, node.head_dim)
-        return self.call("Transpose", self.call("Reshape", x, shape), perm=list(order))
+        def moved(x: str) -> str:
+            return self.call("Transpose", self.call("Reshape", x, shape), perm=list(order))
+        scale = np.ones(1) if unit is None else self.scales[tensor]
+        if not _uniform(scale):
+            return moved(self._real(tensor))
+        # Moved before it is dequantized: see `_token_rows`.
+        return self.writer.dequantize(moved(f"{tensor}/int"), scale[:1],
+                                      DTYPES[self.graph.tensors[tensor].bits], -1)
 
     def _add(self, node: Add) -> None:
         out, terms = self.scales[node.out] * 2.0**-node.shift, []
@@ -385,13 +410,16 @@ class _Exporter:
 
     def _output(self, output: Output, name: str) -> None:
         """What the host makes of a tensor's real values."""
-        call, x = self.call, self._real(output.tensor)
-        match output.pool:
-            case "first" | "last":
-                at = self.constant("token", np.int64(0 if output.pool == "first" else -1))
-                x = call("Gather", x, at, axis=1)
-            case "mean":
-                x = call("ReduceMean", x, self.ints(1), keepdims=0)
+        call = self.call
+        if output.pool in ("first", "last"):
+            at = self.constant("token", np.int64(0 if output.pool == "first" else -1))
+            x = call("Gather", f"{output.tensor}/int", at, axis=1)
+            x = self.writer.dequantize(x, self.scales[output.tensor],
+                                       DTYPES[self.graph.tensors[output.tensor].bits], 1)
+        else:
+            x = self._real(output.tensor)
+        if output.pool == "mean":
+            x = call("ReduceMean", x, self.ints(1), keepdims=0)
         if output.normalize:
             size = call("ReduceL2", x, self.ints(-1), keepdims=1)
             x = call("Div", x, call("Max", size, self.constant("least", np.float32(1e-12))))
@@ -415,5 +443,5 @@ def _scale(name: str, scale: tuple[float, ...]) -> Float:
 
 def _uniform(scale: Float) -> bool:
     """Whether all numbers of each row are one number, up to rounding."""
-    rows = scale.reshape(-1, scale.shape[-1]) if scale.ndim == 2 else scale.reshape(1, -1)
+    rows = scale if scale.ndim == 2 else scale.reshape(1, -1)
     return bool((rows.max(axis=1) <= rows.min(axis=1) * (1 + EVEN)).all())

@@ -77,12 +77,13 @@ class Writer:
         single = scale.size == 1
         shape = () if single else scale.shape
         factor = self.constant("scale", scale.reshape(shape), "float32")
+        # Runtimes ask for a zero point of 0 that says the type, but of 32 bits there is none.
+        zero = ()
+        if np.dtype(dtype).itemsize < 4:
+            zero = (self.constant("zero", np.zeros(shape), dtype),)
         # An axis without channels along it would be checked for nothing.
         attributes: dict[str, Any] = {} if single else {"axis": axis}
-        # Zero points are 0 and left out; then this is how the integers get their type.
-        if op == "QuantizeLinear":
-            attributes["output_dtype"] = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return self.call(op, x, factor, out=out, **attributes)
+        return self.call(op, x, factor, *zero, out=out, **attributes)
 
     def describe(self, name: str, dtype: Any, *shape: int | str) -> Any:
         """The type of a value: an input, an output, or one to be noted."""
