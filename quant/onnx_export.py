@@ -42,16 +42,8 @@ from systolith.graph import (
     Rope,
     Slice,
 )
-from systolith.quant.onnx_library import OnnxError
-from systolith.quant.onnx_writer import DTYPES, Writer
-
-Float = NDArray[np.float64]
-
-BATCH, LENGTH = "batch", "length"
-CHANNELS = 2
-"""Axis of the channels."""
-EVEN = 1e-6
-"""Scales that differ by less than this part are one."""
+from systolith.quant.onnx_values import BATCH, CHANNELS, LENGTH, Float, Values, uniform
+from systolith.quant.onnx_writer import DTYPES
 
 
 def export_onnx(graph: Graph, path: str | Path) -> None:
@@ -63,22 +55,8 @@ def export_onnx(graph: Graph, path: str | Path) -> None:
     _Exporter(graph).save(path)
 
 
-class _Exporter:
+class _Exporter(Values):
     """One method for each kind of node, which defines the integers of the node's tensor."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.writer = graph, Writer()
-        self.call, self.constant, self.ints = (
-            self.writer.call, self.writer.constant, self.writer.ints)
-        self.scales: dict[str, Float] = {name: _scale(name, t.scale)
-                                         for name, t in graph.tensors.items()}
-        """Of every tensor [1] or [channels], as float32 holds it."""
-        self.read: dict[tuple[str, bool], str] = {}
-        self.rows: dict[str, str] = {}
-        self.shapes: dict[int, str] = {}
-        self.tokens: dict[str, str] = {}
-        """Results of the `ArgMax` nodes."""
-        self.positions = self.first = self.mask = ""
 
     def save(self, path: str | Path) -> None:
         graph, writer = self.graph, self.writer
@@ -90,12 +68,12 @@ class _Exporter:
         # Before the tensors, so that outputs have the names that users look for.
         names = [writer.unique(_output_name(output)) for output in graph.outputs]
         self.tokens = {node.out: writer.unique(node.out) for node in graph.of_kind(ArgMax)}
-        self._positions(inputs[0].name)
+        self.number_tokens(inputs[0].name)
         for node in graph.nodes:
             writer.scope = node.name
             getattr(self, "_" + type(node).__name__.lower())(node)
             if not isinstance(node, ArgMax):
-                self._note(f"{node.out}/int", node.out, DTYPES[graph.tensors[node.out].bits])
+                self.note(f"{node.out}/int", node.out, DTYPES[graph.tensors[node.out].bits])
         outputs = []
         for output, name in zip(graph.outputs, names, strict=True):
             writer.scope = f"output {name}"
@@ -109,104 +87,6 @@ class _Exporter:
                   if value is not None}
         writer.save(path, inputs, outputs, about)
 
-    def _note(self, name: str, tensor: str, dtype: np.dtype) -> None:
-        """Puts down the type of a value of a tensor's shape."""
-        self.writer.types.append(self.writer.describe(
-            name, dtype, BATCH, LENGTH, self.graph.tensors[tensor].channels))
-
-    # Values ------------------------------------------------------------------------------------
-
-    def _positions(self, first: str) -> None:
-        """The numbers of the tokens [length], from an input of the model."""
-        self.writer.scope = "positions"
-        length = self.call("Squeeze", self.call("Shape", first, start=1, end=2))
-        zero, one = (self.constant(n, np.int64(v)) for n, v in (("zero", 0), ("one", 1)))
-        self.positions = self.call("Range", zero, length, one)
-        self.first = first
-
-    def _rows(self, name: str) -> str:
-        """The rows of a table [context, C] for the tokens, [length, C]."""
-        if (name, False) not in self.read:
-            scope, self.writer.scope = self.writer.scope, name
-            table = self.constant("table", self.graph.constants[name])
-            rows = self.call("Gather", table, self.positions, axis=0)
-            self.read[name, False] = self.writer.dequantize(rows, np.array(2.0**-15), "int16", 0)
-            self.writer.scope = scope
-        return self.read[name, False]
-
-    def _shape_of(self, tensor: str) -> str:
-        """The shape [batch, length, channels] of a tensor."""
-        channels = self.graph.tensors[tensor].channels
-        if channels not in self.shapes:
-            scope, self.writer.scope = self.writer.scope, "shape"
-            tokens = self.call("Shape", self.first, start=0, end=2)
-            self.shapes[channels] = self.call("Concat", tokens, self.ints(channels), axis=0)
-            self.writer.scope = scope
-        return self.shapes[channels]
-
-    def _visible(self) -> str:
-        """Which keys a query sees in a causal attention, bool [length, length]."""
-        if not self.mask:
-            scope, self.writer.scope = self.writer.scope, "causal"
-            query = self.call("Unsqueeze", self.positions, self.ints(1))
-            self.mask = self.call("LessOrEqual", self.positions, query)
-            self.writer.scope = scope
-        return self.mask
-
-    def _real(self, tensor: str) -> str:
-        """The real values of a tensor."""
-        return self._dequantized(tensor, self.scales[tensor], False)
-
-    def _dequantized(self, tensor: str, scale: Float, units: bool) -> str:
-        if (tensor, units) not in self.read:
-            scope, self.writer.scope = self.writer.scope, tensor
-            self.read[tensor, units] = self.writer.dequantize(
-                f"{tensor}/int", scale, DTYPES[self.graph.tensors[tensor].bits], CHANNELS,
-                out=f"{tensor}/{'units' if units else 'real'}")
-            self.writer.scope = scope
-        return self.read[tensor, units]
-
-    def _even(self, tensor: str) -> tuple[str, float]:
-        """A tensor in a unit that is the same for all of its channels, and that unit.
-
-        Its real values; where the channels have different scales (which a quantizer makes for
-        attention alone) the numbers of its LSBs.
-        """
-        scale = self.scales[tensor]
-        if _uniform(scale):
-            return self._real(tensor), float(scale[0])
-        return self._dequantized(tensor, np.ones(1), True), 1.0
-
-    def _token_rows(self, tensor: str) -> tuple[str, float]:
-        """A tensor as `_even` gives it, of the shape [batch * length, channels].
-
-        It is reshaped before it is dequantized: runtimes push a DequantizeLinear through what only
-        moves elements, and some onnxruntimes (1.32) lose its type where that has 8 bits.
-        """
-        scale = self.scales[tensor][:1] if _uniform(self.scales[tensor]) else np.ones(1)
-        if tensor not in self.rows:
-            of = self.graph.tensors[tensor]
-            scope, self.writer.scope = self.writer.scope, tensor
-            rows = self.call("Reshape", f"{tensor}/int", self.ints(-1, of.channels))
-            self.rows[tensor] = self.writer.dequantize(rows, scale, DTYPES[of.bits], 1)
-            self.writer.scope = scope
-        return self.rows[tensor], float(scale[0])
-
-    def _define(self, tensor: str, value: str) -> None:
-        """Quantizes the real values of a tensor."""
-        self.writer.quantize(value, self.scales[tensor],
-                             DTYPES[self.graph.tensors[tensor].bits], CHANNELS,
-                             out=f"{tensor}/int")
-
-    def _times(self, x: str, factor: Float | float) -> str:
-        """x times one number or one for each channel; x itself if they are all 1 in float32."""
-        factors = np.unique(np.float32(factor))
-        if len(factors) > 1:
-            return self.call("Mul", x, self.constant("factor", factor, "float32"))
-        if factors[0] == 1:
-            return x
-        return self.call("Mul", x, self.constant("factor", factors[0]))
-
     def _ratio(self, node: Linear | Attention) -> Float:
         """What the requantization multiplies accumulators by, [N]."""
         constants = self.graph.constants
@@ -215,7 +95,7 @@ class _Exporter:
     # Nodes -------------------------------------------------------------------------------------
 
     def _given(self, node: Given) -> None:
-        self._define(node.out, node.out)
+        self.define(node.out, node.out)
 
     def _embedding(self, node: Embedding) -> None:
         index = node.index
@@ -230,7 +110,7 @@ class _Exporter:
         return self.graph.constants[node.weight]
 
     def _linear(self, node: Linear) -> None:
-        x, x_scale = self._token_rows(node.x)
+        x, x_scale = self.token_rows(node.x)
         # Between a product and its table there is a tensor that the graph gives no scale.
         between = self.scales[node.out] if node.table is None else np.ones(1)
         real = self._ratio(node) * between
@@ -241,10 +121,10 @@ class _Exporter:
         bias = self.graph.constants[node.bias]
         if bias.any():
             operands.append(self.writer.dequantize(self.constant("bias", bias), real, "int32", 0))
-        y, shape = self.call("Gemm", *operands, transB=1), self._shape_of(node.out)
+        y, shape = self.call("Gemm", *operands, transB=1), self.shape_of(node.out)
         bits = self.graph.tensors[node.out].bits if node.table is None else 16
         out = f"{node.out}/{'int' if node.table is None else 'between'}"
-        if _uniform(between):
+        if uniform(between):
             y = self.writer.quantize(y, between[:1], DTYPES[bits], 1)
             self.call("Reshape", y, shape, out=out)
         else:
@@ -252,7 +132,7 @@ class _Exporter:
             self.writer.quantize(self.call("Reshape", y, shape), between, DTYPES[bits], CHANNELS,
                                  out=out)
         if node.table is not None:
-            self._note(out, node.out, DTYPES[16])
+            self.note(out, node.out, DTYPES[16])
             self._table(node, out, exact=False)
 
     def _lookup(self, node: Lookup) -> None:
@@ -282,7 +162,7 @@ class _Exporter:
         call("Cast", y, to=code, out=f"{node.out}/int")
 
     def _norm(self, node: Norm) -> None:
-        x, x_scale = self._even(node.x)
+        x, x_scale = self.even(node.x)
         constants, call = self.graph.constants, self.call
         channels = self.graph.tensors[node.x].channels
         unit = 2.0 ** -constants[node.shift].astype(float) * self.scales[node.out]
@@ -291,6 +171,9 @@ class _Exporter:
         # The machine's sum of squares is at least 1.
         eps = max(node.eps << node.eps_shift, 1) * (x_scale / channels) ** 2
         if node.center:
+            # The operator subtracts the mean, too, but some runtimes (onnxruntime 1.20) take the
+            # variance as the small difference of large numbers, where it is one.
+            x = call("Sub", x, call("ReduceMean", x, self.ints(-1), keepdims=1))
             bias = self.constant("bias", bias, "float32")
             y = call("LayerNormalization", x, gain, bias, axis=-1, epsilon=eps)
         else:
@@ -299,22 +182,22 @@ class _Exporter:
             y = call("Mul", call("Div", x, root), gain)
             if bias.any():
                 y = call("Add", y, self.constant("bias", bias, "float32"))
-        self._define(node.out, y)
+        self.define(node.out, y)
 
     def _rope(self, node: Rope) -> None:
         channels, p = self.graph.tensors[node.out].channels, node.head_dim
         scale = np.broadcast_to(self.scales[node.x], channels)
-        if _uniform(scale.reshape(-1, 2)):
-            x = self._real(node.x)
+        if uniform(scale.reshape(-1, 2)):
+            x = self.real(node.x)
         else:
-            x, scale = self._dequantized(node.x, np.ones(1), True), np.ones(channels)
+            x, scale = self.dequantized(node.x, np.ones(1), True), np.ones(channels)
         heads = self.call("Reshape", x, self.ints(0, 0, -1, p))
         partner = self.call("Gather", heads, self.constant("partner", np.arange(p) ^ 1), axis=3)
-        cos, sin = (self.call("Unsqueeze", self._rows(name), self.ints(1))
+        cos, sin = (self.call("Unsqueeze", self.table_rows(name), self.ints(1))
                     for name in (node.cos, node.sin))                           # [length, 1, P]
         y = self.call("Add", self.call("Mul", heads, cos), self.call("Mul", partner, sin))
         y = self.call("Reshape", y, self.ints(0, 0, channels))
-        self._define(node.out, self._times(y, self.scales[node.out] / scale * 2.0 ** (
+        self.define(node.out, self.times(y, self.scales[node.out] / scale * 2.0 ** (
             15 - node.shift)))
 
     def _attention(self, node: Attention) -> None:
@@ -328,9 +211,9 @@ class _Exporter:
             scores = call("Add", scores, product) if scores else product
         # From the exponent of a power of two with 16 fraction bits to that of e.
         scale = node.score_mult * 2.0**-node.score_shift * np.log(2) / 65536
-        scores = self._times(scores, scale / (unit or 1.0))
+        scores = self.times(scores, scale / (unit or 1.0))
         if node.causal:
-            scores = call("Where", self._visible(), scores,
+            scores = call("Where", self.visible(), scores,
                           self.constant("hidden", np.float32(-np.inf)))
         dtype = np.dtype(f"uint{node.probability_bits}")
         p_scale = np.array([np.float32(1 / np.iinfo(dtype).max)], dtype=float)
@@ -343,12 +226,12 @@ class _Exporter:
         v_scale = np.broadcast_to(self.scales[node.v], node.kv_heads * node.head_dim)
         v_scale = np.repeat(v_scale.reshape(lead[0], 1, -1), lead[1], axis=1).reshape(-1)
         real = self._ratio(node) * self.scales[node.out]
-        y = self._times(y, real / v_scale / p_scale)
+        y = self.times(y, real / v_scale / p_scale)
         bias = self.graph.constants[node.bias]
         if bias.any():
             y = call("Add", y, self.writer.dequantize(
                 self.constant("bias", bias), real, "int32", 0))
-        self._define(node.out, y)
+        self.define(node.out, y)
 
     def _score_parts(self, node: Attention) -> tuple[list[tuple[str, str]], float | None]:
         """Pairs of queries and keys, and the real value of their products' LSB.
@@ -365,8 +248,8 @@ class _Exporter:
             k_scale = np.broadcast_to(self.scales[k], node.kv_heads * node.head_dim)
             products.append(q_scale.reshape(node.kv_heads, node.group, -1)
                             * k_scale.reshape(node.kv_heads, 1, -1))
-        products = np.stack(products)
-        return names, float(products.flat[0]) if _uniform(products) else None
+        every = np.stack(products)
+        return names, float(every.flat[0]) if uniform(every) else None
 
     def _heads(self, tensor: str, unit: float | None, heads: int, node: Attention,
                order: tuple[int, ...]) -> str:
@@ -376,9 +259,9 @@ class _Exporter:
         def moved(x: str) -> str:
             return self.call("Transpose", self.call("Reshape", x, shape), perm=list(order))
         scale = np.ones(1) if unit is None else self.scales[tensor]
-        if not _uniform(scale):
-            return moved(self._real(tensor))
-        # Moved before it is dequantized: see `_token_rows`.
+        if not uniform(scale):
+            return moved(self.real(tensor))
+        # Moved before it is dequantized: see `token_rows`.
         return self.writer.dequantize(moved(f"{tensor}/int"), scale[:1],
                                       DTYPES[self.graph.tensors[tensor].bits], -1)
 
@@ -386,13 +269,13 @@ class _Exporter:
         out, terms = self.scales[node.out] * 2.0**-node.shift, []
         for name, mult in ((node.a, node.mult_a), (node.b, node.mult_b)):
             if mult or not terms:
-                terms.append(self._times(self._real(name), mult * out / self.scales[name]))
-        self._define(node.out, self.call("Add", *terms) if len(terms) > 1 else terms[0])
+                terms.append(self.times(self.real(name), mult * out / self.scales[name]))
+        self.define(node.out, self.call("Add", *terms) if len(terms) > 1 else terms[0])
 
     def _multiply(self, node: Multiply) -> None:
-        a, b = (self._real(name) for name in (node.a, node.b))
+        a, b = (self.real(name) for name in (node.a, node.b))
         factor = node.mult * 2.0**-node.shift * self.scales[node.out]
-        self._define(node.out, self._times(
+        self.define(node.out, self.times(
             self.call("Mul", a, b), factor / self.scales[node.a] / self.scales[node.b]))
 
     def _slice(self, node: Slice) -> None:
@@ -417,7 +300,7 @@ class _Exporter:
             x = self.writer.dequantize(x, self.scales[output.tensor],
                                        DTYPES[self.graph.tensors[output.tensor].bits], 1)
         else:
-            x = self._real(output.tensor)
+            x = self.real(output.tensor)
         if output.pool == "mean":
             x = call("ReduceMean", x, self.ints(1), keepdims=0)
         if output.normalize:
@@ -429,19 +312,3 @@ class _Exporter:
 def _output_name(output: Output) -> str:
     pool = [] if output.pool == "none" else [output.pool]
     return ".".join([output.tensor, *pool, *(["normalized"] if output.normalize else [])])
-
-
-def _scale(name: str, scale: tuple[float, ...]) -> Float:
-    exact = np.array(scale)
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = exact.astype(np.float32)
-    if not np.isfinite(rounded).all() or (rounded < np.finfo(np.float32).tiny).any():
-        raise OnnxError(f"The scale of the tensor {name!r} is out of the range of float32, in "
-                        "which ONNX models have their scales")
-    return rounded.astype(np.float64)
-
-
-def _uniform(scale: Float) -> bool:
-    """Whether all numbers of each row are one number, up to rounding."""
-    rows = scale if scale.ndim == 2 else scale.reshape(1, -1)
-    return bool((rows.max(axis=1) <= rows.min(axis=1) * (1 + EVEN)).all())

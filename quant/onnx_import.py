@@ -219,4 +219,5 @@ def _without_our_lines(text: str) -> str:
     def shorter(match: re.Match) -> str:
         whole = match.group()
         return "" if whole.count("(") == whole.count(")") else ")"
+    text = text.removeprefix("The module cannot be run on the batch: ")
     return OURS.sub(shorter, text).replace(" (unknown place)", "")

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,6 +22,8 @@ DEFAULT = ("", "ai.onnx")
 """Names of the operator set that every runtime knows."""
 SIZES = ("Shape", "Size")
 """Operators whose results depend on the shape of their input alone."""
+FROM_SIZES = ("ConstantOfShape", "Range")
+"""Operators whose results have sizes that their inputs say."""
 
 
 class OnnxModule(nn.Module):
@@ -72,6 +73,9 @@ class OnnxModule(nn.Module):
                 known.update(node.output)
             elif kind in OPERATORS:
                 yield _Step(node, OPERATORS[kind], where, _path(name, names), opset)
+            elif kind in FROM_SIZES:
+                raise OnnxError(f"the operator {kind} ({where}) depends on the values of the "
+                                "inputs, which is not supported")
             else:
                 raise OnnxError(f"the operator {kind} ({where}) is not supported")
 
@@ -107,8 +111,6 @@ class _Step(nn.Module):
         except OnnxError as error:
             raise OnnxError(f"{self.where}: {error}") from None
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if isinstance(error, torch._dynamo.exc.UserError) or "ymbol" in type(error).__name__:
-                raise
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OnnxError(f"{self.where}: {text}") from error
         return result if isinstance(result, tuple) else (result,)

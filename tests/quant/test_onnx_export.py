@@ -121,19 +121,38 @@ def test_every_operator_is_within_one_lsb(make, seed: int, tmp_path: Path) -> No
     assert all(found[kind] == 0 for kind in exact if kind in found)
 
 
-def test_a_wide_product_needs_no_more_than_float32(seed: int, tmp_path: Path) -> None:
-    """1536 products of 16 by 8 bits in a row, of the largest magnitudes."""
-    k, made = 1536, Maker(seed)
+def alone(made: Maker, *nodes) -> Graph:
+    """A graph whose result is the last node's."""
+    return Graph(nodes=nodes, tensors=made.tensors, constants=made.constants,
+                 outputs=(Output(tensor=nodes[-1].out),), context=64)
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(8, 23), (16, 31)])
+def test_a_wide_product_needs_no_more_than_float32(bits: int, shift: int, seed: int,
+                                                   tmp_path: Path) -> None:
+    """1536 products in a row, of the largest magnitudes."""
+    k, made, half = 1536, Maker(seed), 1 << (bits - 1)
     rng = np.random.default_rng(seed)
-    nodes = (Given(**made.tensor("x", 16, k)), made.linear("y", "x", CHANNELS, 16, 31))
-    graph = Graph(nodes=nodes, tensors=made.tensors, constants=made.constants,
-                  outputs=(Output(tensor="y"),), context=64)
+    given = Given(**made.tensor("x", bits, k))
+    made.tensors["x"] = replace(made.tensors["x"], scale=(0.25,))
+    graph = alone(made, given, made.linear("y", "x", CHANNELS, 16, shift))
     weight = made.constants["y.weight"]
-    x = rng.integers(-(1 << 15), 1 << 15, (64, k))
+    x = rng.integers(-half, half, (64, k))
     # Half of the rows follow the weights, so that sums are as large as they can be.
     x[:32] = np.abs(x[:32]) * np.sign(weight[rng.integers(0, CHANNELS, 32)])
-    inputs = {"x": np.clip(x, -32768, 32767)}
+    inputs = {"x": np.clip(x, -half, half - 1)}
     assert differences(graph, exported(graph, tmp_path), inputs)["Linear"] <= 1
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_norms_of_rows_far_from_zero(center: bool, seed: int, tmp_path: Path) -> None:
+    """Where a variance is the small difference of large sums: means up to 300 deviations. (Beyond
+    a few thousand, float32 has too few bits for the real values, and more LSBs may be lost.)"""
+    made, rng = Maker(seed), np.random.default_rng(seed)
+    graph = alone(made, Given(**made.tensor("x", 16)), made.norm("y", "x", 16, center))
+    made.tensors["x"] = replace(made.tensors["x"], scale=(0.37,))
+    x = 30000 + rng.integers(-9, 10, (64, CHANNELS)) * np.geomspace(20, 200, 64)[:, None]
+    assert differences(graph, exported(graph, tmp_path), {"x": np.rint(x)})["Norm"] <= 1
 
 
 # What a quantizer makes
