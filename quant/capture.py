@@ -43,14 +43,15 @@ TOLERANCE = 1e-3
 NOWHERE = Place("", Source())
 
 
-def capture(module: nn.Module, example: Any, *, context: int | None = None) -> Network:
+def capture(module: nn.Module, example: Any, *, context: int | None = None, fixed: bool = False
+            ) -> Network:
     """The network that a module computes.
 
     ``example``: one calibration batch, as the module is called: a tensor, a tuple of positional
     arguments or a dictionary of keyword arguments; tensors are int [B, T] or float [B, T, C].
     ``context``: longest sequence; otherwise the module's own limit
     (``config.max_position_embeddings``, ``n_positions`` or ``max_seq_len``), at most `LONGEST`,
-    or the example's length.
+    or the example's length. ``fixed``: the module takes no batch but those of the example's shape.
 
     Integer inputs that embeddings read become index inputs (the first, or ``input_ids``, is called
     "tokens"); float inputs become `Given`; other integer inputs are padding masks, taken as ones,
@@ -59,10 +60,11 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None) -> N
     `CaptureError`.
     """
     inputs, example_length = named_inputs(module, example)
-    length = context or _limit(module, example_length)
+    length = example_length if fixed else context or _limit(module, example_length)
     if length < 2:
         raise CaptureError(f"The context must be at least 2 tokens, not {length}")
-    arguments = {name: _sized(name, value, length) for name, value in inputs.items()}
+    batch = len(next(iter(inputs.values()))) if fixed else BATCH
+    arguments = {name: _sized(name, value, batch, length) for name, value in inputs.items()}
     wrapper = _Traced(module, list(arguments))
     training = {m: m.training for m in module.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -70,10 +72,11 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None) -> N
         module.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
-            few = {n: v[:, :COMPARED].contiguous() for n, v in arguments.items()}
+            compared = length if fixed else COMPARED
+            few = {n: v[:, :compared].contiguous() for n, v in arguments.items()}
             expected = _run(wrapper, few)
             program = _export(wrapper, arguments)
-        network, names = _interpret(program, arguments, length)
+        network, names = _interpret(program, arguments, batch, length)
         _compare(network, names, few, expected)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -154,17 +157,17 @@ def _limit(module: nn.Module, length: int) -> int:
     return length
 
 
-def _sized(name: str, value: Tensor, length: int) -> Tensor:
-    """An input for `BATCH` sequences of a length: the example's, repeated or cut."""
+def _sized(name: str, value: Tensor, batch: int, length: int) -> Tensor:
+    """An input for a batch of sequences of a length: the example's, repeated or cut."""
     if "padding_mask" in name and value.dtype == torch.bool:  # torch's: True is padding
-        return torch.zeros(BATCH, length, dtype=value.dtype)
+        return torch.zeros(batch, length, dtype=value.dtype)
     if "mask" in name:
-        return torch.ones(BATCH, length, dtype=value.dtype)
+        return torch.ones(batch, length, dtype=value.dtype)
     if "position" in name and not value.is_floating_point():
-        return torch.arange(length).expand(BATCH, -1).to(value.dtype).contiguous()
-    row = torch.arange(BATCH) % len(value)
+        return torch.arange(length).expand(batch, -1).to(value.dtype).contiguous()
+    row = torch.arange(batch) % len(value)
     # The rows of the batch start differently even if the example has one.
-    column = (torch.arange(length) + torch.arange(BATCH)[:, None] * (len(value) == 1))
+    column = (torch.arange(length) + torch.arange(batch)[:, None] * (len(value) == 1))
     return value[row[:, None], column % value.shape[1]].contiguous()
 
 
@@ -214,10 +217,10 @@ def _origin(error: Exception) -> str:
     return f"{outside[-1].filename}:{outside[-1].lineno}" if outside else "unknown place"
 
 
-def _interpret(program: Any, arguments: dict[str, Tensor], length: int
+def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: int
                ) -> tuple[Network, dict[str, str]]:
     """The network, and for each of its inputs the module's argument."""
-    builder = Builder(BATCH, length)
+    builder = Builder(batch, length)
     graph = program.graph_module
     signature = program.graph_signature
     constants = dict(program.state_dict) | dict(program.constants)
@@ -241,7 +244,7 @@ def _interpret(program: Any, arguments: dict[str, Tensor], length: int
         if node in read:
             index = TOKENS if node is main else name
             names[index] = name
-            values.append(Index(index, torch.arange(BATCH * length).view(BATCH, length)))
+            values.append(Index(index, torch.arange(batch * length).view(batch, length)))
         elif tensor.is_floating_point() and "mask" not in name:
             names[name] = name
             values.append(builder.given(name, tensor.shape[2], Place(name, Source())))

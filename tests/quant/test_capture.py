@@ -304,6 +304,21 @@ def test_masked_mean() -> None:
 
 # Batches
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_modules_of_one_fixed_shape(batch: int) -> None:
+    class Fixed(Written):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.reshape(batch, T, C))
+    torch.manual_seed(0)
+    module = randomized(Fixed("fused"))
+    example = torch.randn(batch, T, C)
+    with pytest.raises(CaptureError, match="cannot be run on the batch"):
+        capture(module, example)
+    network = capture(module, example, fixed=True)
+    assert network.context == T
+    close(one(network, {"x": example}), module(example))
+
+
 @pytest.mark.parametrize(("batch", "message"), [
     ("text", "must be a tensor, a tuple or a dictionary"),
     ({"y": torch.randn(B, T, C)}, "takes no argument 'y'; it takes x"),
