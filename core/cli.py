@@ -439,21 +439,27 @@ def softmax(rows: int, length: int, config_name: str, bits: str, seed: int, as_j
     help="Checkpoint, `bundled` or `minilm`; may be given several times.",
 )
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
-@click.option("--budget", default="", help="cosine=0.999 or ppl=1.005: 8 bits where it allows.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    default=["cosine=0.999"],
+    show_default=True,
+    help="Kept by sentence models (cosine) or language models (ppl); may be given twice.",
+)
 @click.option("--sequences", default=80, show_default=True, help="Texts of 256 tokens to sample.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 def accuracy(
     models: tuple[str, ...],
     tokenizer: str | None,
-    budget: str,
+    budgets: tuple[str, ...],
     sequences: int,
     seed: int,
     as_json: bool,
 ) -> None:
     """Integer models beside their float models, on text that calibration has not seen."""
     from systolith.quant.accuracy import measure_accuracy
-    from systolith.quant.recipe import Recipe
 
     results = []
     for model in models:
@@ -462,7 +468,7 @@ def accuracy(
                 measure_accuracy(
                     model,
                     tokenizer=tokenizer,
-                    recipe=Recipe(budget=budget),
+                    budgets=budgets,
                     sequences=sequences,
                     seed=seed,
                     progress=step,
