@@ -98,7 +98,10 @@ class VectorRead(wiring.Component):
             wants[2].eq(walk_b.valid & queue_b2.room),
             self.activation.en.eq(in_turn),
             goes.eq((in_turn & self.activation.ready) << turn),
-            walk_a.next.eq(acc_goes | goes[0]),
+            queue_a.claim.eq(acc_goes | goes[0]),
+            queue_b.claim.eq(goes[1]),
+            queue_b2.claim.eq(goes[2]),
+            walk_a.next.eq(queue_a.claim),
             walk_b.next.eq(Mux(sources.b_pair, goes[2], goes[1])),
         ]
         b_line = Signal(walk_b.address.shape().width - 1)
