@@ -90,11 +90,12 @@ class Buffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         spare = Signal(Value.cast(self.i.payload).shape(), reset_less=True)
+        head = Signal.like(spare)
         full = Signal()
-        m.d.comb += self.i.ready.eq(~full)
+        m.d.comb += [self.i.ready.eq(~full), Value.cast(self.o.payload).eq(head)]
         with m.If(self.o.ready | ~self.o.valid):
             m.d.sync += [
-                Value.cast(self.o.payload).eq(Mux(full, spare, Value.cast(self.i.payload))),
+                head.eq(Mux(full, spare, Value.cast(self.i.payload))),
                 self.o.valid.eq(full | self.i.valid),
                 full.eq(0),
             ]

@@ -72,10 +72,10 @@ class _Source(wiring.Component):
         m = Module()
         word_bits = 8 * self.config.dim
         active = Signal()
-        current = Signal(_FETCH)
-        address = Signal(LOCAL_BITS)
-        row_address = Signal(LOCAL_BITS)
-        words_left = Signal(16)
+        current = Signal(_FETCH, reset_less=True)
+        address = Signal(LOCAL_BITS, reset_less=True)
+        row_address = Signal(LOCAL_BITS, reset_less=True)
+        words_left = Signal(16, reset_less=True)
 
         m.submodules.ahead = ahead = fifo.SyncFIFO(width=word_bits, depth=self.AHEAD)
         room = Signal(range(self.AHEAD + 1), init=self.AHEAD)
@@ -90,8 +90,8 @@ class _Source(wiring.Component):
         arrived = Signal()
         arrived_accumulator = Signal()
         arrived_single = Signal()
-        value = Signal(32)
-        rest = Signal((_ACC_WORDS - 1) * word_bits)
+        value = Signal(32, reset_less=True)
+        rest = Signal((_ACC_WORDS - 1) * word_bits, reset_less=True)
         """Words of the last accumulator row that still have to go into the FIFO."""
         rest_count = Signal(range(_ACC_WORDS))
 
@@ -233,10 +233,10 @@ class StoreUnit(wiring.Component):
         # Decode. One register stage behind the queue, which also adds the base.
         command = self.commands.payload
         prepared = Signal()
-        fetch = Signal(_FETCH)
-        start = Signal(32)
-        stride = Signal(32)
-        pc = Signal(PC_BITS)
+        fetch = Signal(_FETCH, reset_less=True)
+        start = Signal(32, reset_less=True)
+        stride = Signal(32, reset_less=True)
+        pc = Signal(PC_BITS, reset_less=True)
         with m.If(self.commands.valid & self.commands.ready):
             m.d.sync += [
                 prepared.eq(1),
@@ -316,8 +316,8 @@ class StoreUnit(wiring.Component):
         w_new = Signal(w_burst)
         b_new = Signal(b_burst)
         aw = self.bus.aw
-        aw_address = Signal(32)
-        aw_length = Signal(8)
+        aw_address = Signal(32, reset_less=True)
+        aw_length = Signal(8, reset_less=True)
         room = Signal()
         accept = Signal()
         issue = Signal()

@@ -221,7 +221,7 @@ class VectorUnit(wiring.Component):
 
     def _operation(self, m: Module, command: data.View, start: Signal) -> data.View:
         """What the ALU does, for as long as the instruction runs."""
-        operation = Signal(OPERATION)
+        operation = Signal(OPERATION, reset_less=True)
         with m.If(start):
             for name in ("scale", "table", "slot", "combine", "mult_a", "mult_b", "shift"):
                 m.d.sync += operation[name].eq(operand(command, "vector", name))
@@ -261,7 +261,7 @@ class VectorUnit(wiring.Component):
             (softmax, SOFTMAX_ROW, "softmax", "limit"),
             (norm, NORM_ROW, "norm", "length"),
         ):
-            row = Signal(layout, name=f"{opcode}_row")
+            row = Signal(layout, name=f"{opcode}_row", reset_less=True)
             with m.If(start):
                 m.d.sync += [
                     row.beats.eq(operand(command, opcode, "blocks") * beats),
@@ -285,7 +285,7 @@ class VectorUnit(wiring.Component):
         beat_bits = 12 + (beats - 1).bit_length()
         m.submodules.argmax = argmax = ArgMax(self.config.lanes, beat_bits)
         wanted = Signal()
-        row_beats = Signal(beat_bits)
+        row_beats = Signal(beat_bits, reset_less=True)
         with m.If(start):
             m.d.sync += [
                 wanted.eq(kinds.vector & operand(command, "vector", "argmax")),

@@ -64,7 +64,7 @@ class VectorRead(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-        sources = Signal(SOURCES)
+        sources = Signal(SOURCES, reset_less=True)
         with m.If(self.start):
             m.d.sync += sources.eq(self.sources)
         from_acc = Signal()
