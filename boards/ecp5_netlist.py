@@ -1,7 +1,7 @@
 """What yosys leaves undone for the multipliers of an ECP5, done to its netlist before nextpnr.
 
-A netlist is the top module of yosys's JSON: ``{"ports": …, "cells": …}``, connections being lists
-of bits, a bit the number of a net or a constant "0", "1", "x". The functions change it in place.
+A netlist is the top module of yosys's JSON: ``{"ports": …, "cells": …}``. A connection is a list of
+bits, a bit the number of a net or a constant "0", "1", "x". The functions change it in place.
 """
 
 import re
@@ -88,8 +88,8 @@ def absorb_registers(netlist: dict) -> None:
     same: dict[int, int] = {}
     for cell in [cell for cell in cells.values() if cell["type"] == MULTIPLIER]:
         connections = cell["connections"]
-        product = [f"P{i}" for i in range(PRODUCT_BITS)]
-        product = [port for port in product if connections.get(port) and users[connections[port][0]]]
+        product = [f"P{i}" for i in range(PRODUCT_BITS) if connections.get(f"P{i}")]
+        product = [port for port in product if users[connections[port][0]]]
         clocks = {clock(user) for port in product for user in users[connections[port][0]]}
         if len(clocks) != 1 or None in clocks:
             continue

@@ -19,8 +19,8 @@ class FunctionTable(wiring.Component):
     """``golden.lookup`` and ``golden.lookup8`` on V lanes, bit-exact, from loadable tables.
 
     ``result`` belongs to the inputs of ``LATENCY`` cycles ago; V values enter every cycle, and
-    nothing waits. One multiplier a lane. Every lane has a copy of all tables in block RAM, in D / 4 banks, because
-    a word of D bytes writes D / 4 entries at once.
+    nothing waits. One multiplier a lane. Every lane has a copy of all tables in block RAM, in D / 4
+    banks, because a word of D bytes writes D / 4 entries at once.
 
     Members
     -------

@@ -12,7 +12,7 @@ from systolith import isa
 from systolith.hdl.instruction_fetch import FETCHED
 from systolith.hdl.issue import QUEUED_INSTRUCTION
 from systolith.hdl.layouts import PC_BITS, operand
-from systolith.isa import AluOp, Condition, Unit
+from systolith.isa import AluOp, Condition
 from systolith.registers import Error
 
 _FIRST_OPERAND = 2
@@ -193,6 +193,16 @@ class Sequencer(wiring.Component):
         command = queued.command
         operation = operand(command, "alu", "op")
         condition = operand(command, "branch", "condition")
+        # Of the opcode, which arrives long before the instruction is executed.
+        for_unit, is_ldr = Signal(), Signal()
+        m.d.sync += is_ldr.eq(opcode == isa.BY_NAME["ldr"].code)
+        unit = Signal(queued.unit.shape())
+        with m.Switch(opcode):
+            for queue in isa.QUEUED:
+                with m.Case(*(entry.code for entry in isa.OPCODES if entry.unit == queue)):
+                    m.d.sync += [for_unit.eq(1), unit.eq(queue)]
+            with m.Default():
+                m.d.sync += for_unit.eq(0)
         m.d.comb += [
             command.opcode.eq(opcode),
             command.flags.eq(flags),
@@ -201,6 +211,7 @@ class Sequencer(wiring.Component):
             Cat(queued.wait, queued.signal).eq(masks),
             registers.read.eq(selects[:4]),
             registers.write.eq(operand(command, "alu", "rd")),
+            queued.unit.eq(unit),
             alu.x.eq(x),
             alu.y.eq(y),
             alu.operation.eq(operation),
@@ -252,13 +263,6 @@ class Sequencer(wiring.Component):
                 with m.If(word.error):
                     fail(Error.BUS_READ)
 
-        def execute(unit: Unit) -> None:
-            m.d.comb += [self.queued.valid.eq(1), queued.unit.eq(unit)]
-            with m.If(self.queued.ready):
-                retire()
-                # What the next instruction's first word replaces has just left.
-                take_word()
-
         with m.FSM(init="idle"):
             with m.State("idle"), m.If(self.start & ~self.stop):
                 m.d.comb += registers.clear.eq(1)
@@ -275,45 +279,49 @@ class Sequencer(wiring.Component):
             with state("words"):
                 take_word()
 
-            with state("execute"), m.Switch(opcode):
-                for unit in isa.QUEUED:
-                    with m.Case(*(entry.code for entry in isa.OPCODES if entry.unit == unit)):
-                        execute(unit)
-                with m.Case(isa.BY_NAME["alu"].code):
-                    with m.If(operation > max(AluOp)):
-                        fail(Error.ILLEGAL_OPCODE)
-                    with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
-                        m.next = "shift"
-                    with m.Else():
-                        write(alu.result)
-                with m.Case(isa.BY_NAME["branch"].code):
-                    with m.If(condition > max(Condition)):
-                        fail(Error.ILLEGAL_OPCODE)
-                    with m.Else():
+            with state("execute"):
+                with m.If(for_unit):
+                    m.d.comb += self.queued.valid.eq(1)
+                    with m.If(self.queued.ready):
                         retire()
-                        with m.If(alu.holds):
-                            m.d.sync += pc.eq(operand(command, "branch", "target"))
-                            m.next = "restart"
-                with m.Case(isa.BY_NAME["ldr"].code):
+                        # What the next instruction's first word replaces has just left.
+                        take_word()
+                with m.Elif(is_ldr):
                     with m.If(self.addresses.payload[:2] != 0):
                         fail(Error.MISALIGNED)
                     with m.Else():
                         m.d.comb += self.addresses.valid.eq(1)
                         with m.If(self.addresses.ready):
                             m.next = "load"
-                with m.Case(isa.BY_NAME["argmax"].code), m.If(self.vector_idle):
-                    write(self.maximum)
-                with m.Case(isa.BY_NAME["fence"].code), m.If(self.idle):
-                    retire()
-                with m.Case(isa.BY_NAME["mark"].code), m.If(self.idle):
-                    m.d.comb += self.marked.eq(1)
-                    retire()
-                with m.Case(isa.BY_NAME["halt"].code), m.If(self.idle):
-                    m.d.comb += self.halted.eq(1)
-                    retire()
-                    m.next = "idle"
-                with m.Default():
-                    fail(Error.ILLEGAL_OPCODE)
+                with m.Else(), m.Switch(opcode):
+                    with m.Case(isa.BY_NAME["alu"].code):
+                        with m.If(operation > max(AluOp)):
+                            fail(Error.ILLEGAL_OPCODE)
+                        with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
+                            m.next = "shift"
+                        with m.Else():
+                            write(alu.result)
+                    with m.Case(isa.BY_NAME["branch"].code):
+                        with m.If(condition > max(Condition)):
+                            fail(Error.ILLEGAL_OPCODE)
+                        with m.Else():
+                            retire()
+                            with m.If(alu.holds):
+                                m.d.sync += pc.eq(operand(command, "branch", "target"))
+                                m.next = "restart"
+                    with m.Case(isa.BY_NAME["argmax"].code), m.If(self.vector_idle):
+                        write(self.maximum)
+                    with m.Case(isa.BY_NAME["fence"].code), m.If(self.idle):
+                        retire()
+                    with m.Case(isa.BY_NAME["mark"].code), m.If(self.idle):
+                        m.d.comb += self.marked.eq(1)
+                        retire()
+                    with m.Case(isa.BY_NAME["halt"].code), m.If(self.idle):
+                        m.d.comb += self.halted.eq(1)
+                        retire()
+                        m.next = "idle"
+                    with m.Default():
+                        fail(Error.ILLEGAL_OPCODE)
 
             with state("shift"):
                 m.d.comb += self.moved.eq(1)

@@ -8,7 +8,7 @@ m_axi write ◀─ store
 
 from typing import Any
 
-from amaranth import Cat, Module, ResetInserter
+from amaranth import Cat, Module, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect
 
@@ -155,9 +155,10 @@ class Systolith(wiring.Component):
             watchdog: (watchdog.expired, Error.WATCHDOG, watchdog.suspect),
             **{unit: (unit.error, unit.error_code, unit.error_pc) for unit in units.values()},
         }
+        # Through registers: an error is the end of many a long path.
         for failure, block in zip(supervisor.failures, failures, strict=True):
             valid, code, pc = sources[block]
-            m.d.comb += [failure.valid.eq(valid), failure.code.eq(code), failure.pc.eq(pc)]
+            m.d.sync += [failure.valid.eq(valid), failure.code.eq(code), failure.pc.eq(pc)]
 
         # What the bus and the watchdog are judged by.
         ar, r = arbiter.axi.ar, arbiter.axi.r
@@ -176,10 +177,12 @@ class Systolith(wiring.Component):
             for port in (vector.acc, vector.activation, vector.activation_write,
                          vector.weight_write)
         ]  # fmt: skip
+        moved = Signal()
+        m.d.sync += moved.eq(Cat(moves).any())
         m.d.comb += [
             watchdog.limit.eq(csr.watchdog),
             watchdog.active.eq(~supervisor.stop),
-            watchdog.moved.eq(Cat(moves).any()),
+            watchdog.moved.eq(moved),
             watchdog.running.eq(issue.running),
             watchdog.blocked.eq(issue.blocked),
             watchdog.starved.eq(sequencer.starved),
