@@ -114,12 +114,7 @@ class _Source(wiring.Component):
             self.fetches.ready.eq(~active | finishes),
             need.eq(Mux(this.accumulator & ~this.single, _ACC_WORDS, 1)),
             # One word enters the FIFO in each cycle: the next must find the way free.
-            wanted.eq(
-                reads.o.valid
-                & ~arrived_row
-                & (rest_count <= 1)
-                & enough
-            ),
+            wanted.eq(reads.o.valid & ~arrived_row & (rest_count <= 1) & enough),
             self.activation.en.eq(wanted & ~this.single & ~this.accumulator),
             self.activation.addr.eq(this.address),
             self.accumulator.en.eq(wanted & ~this.single & this.accumulator),

@@ -158,9 +158,7 @@ class VectorRead(wiring.Component):
         beat = Signal(ceil_log2(beats))
         done = Signal()  # with the block
         m.d.comb += [
-            self.o.valid.eq(
-                a.valid & (b.valid | ~sources.b_used) & (b2.valid | ~sources.b_pair)
-            ),
+            self.o.valid.eq(a.valid & (b.valid | ~sources.b_used) & (b2.valid | ~sources.b_pair)),
             done.eq(self.o.valid & self.o.ready & (beat == beats - 1)),
             a.pop.eq(done),
             b.pop.eq(done & sources.b_used),

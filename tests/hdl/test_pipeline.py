@@ -32,9 +32,7 @@ def test_constructors_check_their_arguments(make, message):
         make()
 
 
-@pytest.mark.parametrize(
-    "component", [Credits(5), Results(unsigned(9), 8), Ring(unsigned(9), 8)]
-)
+@pytest.mark.parametrize("component", [Credits(5), Results(unsigned(9), 8), Ring(unsigned(9), 8)])
 def test_converts(component):
     assert "module part" in to_verilog(component, "part")
 
