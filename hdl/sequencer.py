@@ -12,11 +12,14 @@ from systolith import isa
 from systolith.hdl.instruction_fetch import FETCHED
 from systolith.hdl.issue import QUEUED_INSTRUCTION
 from systolith.hdl.layouts import PC_BITS, operand
-from systolith.isa import AluOp, Condition
+from systolith.isa import AluOp, Condition, Unit
 from systolith.registers import Error
 
 _FIRST_OPERAND = 2
 _LAST_WORD = isa.WORDS - 1
+_CONTROL = [entry.name for entry in isa.OPCODES if entry.unit == Unit.SEQUENCER]
+_FOR_UNIT, _ILLEGAL = len(_CONTROL), len(_CONTROL) + 1
+"""Kinds of instructions: the index of a control instruction, or one of these."""
 
 
 class Registers(wiring.Component):
@@ -194,15 +197,16 @@ class Sequencer(wiring.Component):
         operation = operand(command, "alu", "op")
         condition = operand(command, "branch", "condition")
         # Of the opcode, which arrives long before the instruction is executed.
-        for_unit, is_ldr = Signal(), Signal()
-        m.d.sync += is_ldr.eq(opcode == isa.BY_NAME["ldr"].code)
-        unit = Signal(queued.unit.shape())
+        kind, unit = Signal(range(_ILLEGAL + 1)), Signal(queued.unit.shape())
         with m.Switch(opcode):
             for queue in isa.QUEUED:
                 with m.Case(*(entry.code for entry in isa.OPCODES if entry.unit == queue)):
-                    m.d.sync += [for_unit.eq(1), unit.eq(queue)]
+                    m.d.sync += [kind.eq(_FOR_UNIT), unit.eq(queue)]
+            for code, name in enumerate(_CONTROL):
+                with m.Case(isa.BY_NAME[name].code):
+                    m.d.sync += kind.eq(code)
             with m.Default():
-                m.d.sync += for_unit.eq(0)
+                m.d.sync += kind.eq(_ILLEGAL)
         m.d.comb += [
             command.opcode.eq(opcode),
             command.flags.eq(flags),
@@ -279,49 +283,48 @@ class Sequencer(wiring.Component):
             with state("words"):
                 take_word()
 
-            with state("execute"):
-                with m.If(for_unit):
+            with state("execute"), m.Switch(kind):
+                with m.Case(_FOR_UNIT):
                     m.d.comb += self.queued.valid.eq(1)
                     with m.If(self.queued.ready):
                         retire()
                         # What the next instruction's first word replaces has just left.
                         take_word()
-                with m.Elif(is_ldr):
+                with m.Case(_CONTROL.index("ldr")):
                     with m.If(self.addresses.payload[:2] != 0):
                         fail(Error.MISALIGNED)
                     with m.Else():
                         m.d.comb += self.addresses.valid.eq(1)
                         with m.If(self.addresses.ready):
                             m.next = "load"
-                with m.Else(), m.Switch(opcode):
-                    with m.Case(isa.BY_NAME["alu"].code):
-                        with m.If(operation > max(AluOp)):
-                            fail(Error.ILLEGAL_OPCODE)
-                        with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
-                            m.next = "shift"
-                        with m.Else():
-                            write(alu.result)
-                    with m.Case(isa.BY_NAME["branch"].code):
-                        with m.If(condition > max(Condition)):
-                            fail(Error.ILLEGAL_OPCODE)
-                        with m.Else():
-                            retire()
-                            with m.If(alu.holds):
-                                m.d.sync += pc.eq(operand(command, "branch", "target"))
-                                m.next = "restart"
-                    with m.Case(isa.BY_NAME["argmax"].code), m.If(self.vector_idle):
-                        write(self.maximum)
-                    with m.Case(isa.BY_NAME["fence"].code), m.If(self.idle):
-                        retire()
-                    with m.Case(isa.BY_NAME["mark"].code), m.If(self.idle):
-                        m.d.comb += self.marked.eq(1)
-                        retire()
-                    with m.Case(isa.BY_NAME["halt"].code), m.If(self.idle):
-                        m.d.comb += self.halted.eq(1)
-                        retire()
-                        m.next = "idle"
-                    with m.Default():
+                with m.Case(_CONTROL.index("alu")):
+                    with m.If(operation > max(AluOp)):
                         fail(Error.ILLEGAL_OPCODE)
+                    with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
+                        m.next = "shift"
+                    with m.Else():
+                        write(alu.result)
+                with m.Case(_CONTROL.index("branch")):
+                    with m.If(condition > max(Condition)):
+                        fail(Error.ILLEGAL_OPCODE)
+                    with m.Else():
+                        retire()
+                        with m.If(alu.holds):
+                            m.d.sync += pc.eq(operand(command, "branch", "target"))
+                            m.next = "restart"
+                with m.Case(_CONTROL.index("argmax")), m.If(self.vector_idle):
+                    write(self.maximum)
+                with m.Case(_CONTROL.index("fence")), m.If(self.idle):
+                    retire()
+                with m.Case(_CONTROL.index("mark")), m.If(self.idle):
+                    m.d.comb += self.marked.eq(1)
+                    retire()
+                with m.Case(_CONTROL.index("halt")), m.If(self.idle):
+                    m.d.comb += self.halted.eq(1)
+                    retire()
+                    m.next = "idle"
+                with m.Default():
+                    fail(Error.ILLEGAL_OPCODE)
 
             with state("shift"):
                 m.d.comb += self.moved.eq(1)
