@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 
 from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
@@ -17,9 +19,17 @@ from systolith.registers import Error
 
 _FIRST_OPERAND = 2
 _LAST_WORD = isa.WORDS - 1
-_CONTROL = [entry.name for entry in isa.OPCODES if entry.unit == Unit.SEQUENCER]
-_FOR_UNIT, _ILLEGAL = len(_CONTROL), len(_CONTROL) + 1
-"""Kinds of instructions: the index of a control instruction, or one of these."""
+_ILLEGAL, _FOR_UNIT = range(2)
+_CONTROL = dict(enumerate((entry.name for entry in isa.OPCODES if entry.unit == Unit.SEQUENCER), 2))
+_KINDS = 2 + len(_CONTROL)
+"""Kinds of instructions: one of these two, or the number of a control instruction."""
+
+
+def _encode(choices: dict[int, Value], bits: int) -> Value:
+    """The key whose value is 1; 0 if none is."""
+    return reduce(
+        or_, (Const(key, bits) & chosen.replicate(bits) for key, chosen in choices.items())
+    )
 
 
 class Registers(wiring.Component):
@@ -196,17 +206,16 @@ class Sequencer(wiring.Component):
         command = queued.command
         operation = operand(command, "alu", "op")
         condition = operand(command, "branch", "condition")
-        # Of the opcode, which arrives long before the instruction is executed.
-        kind, unit = Signal(range(_ILLEGAL + 1)), Signal(queued.unit.shape())
-        with m.Switch(opcode):
-            for queue in isa.QUEUED:
-                with m.Case(*(entry.code for entry in isa.OPCODES if entry.unit == queue)):
-                    m.d.sync += [kind.eq(_FOR_UNIT), unit.eq(queue)]
-            for code, name in enumerate(_CONTROL):
-                with m.Case(isa.BY_NAME[name].code):
-                    m.d.sync += kind.eq(code)
-            with m.Default():
-                m.d.sync += kind.eq(_ILLEGAL)
+        # Of the opcode, which arrives long before the instruction is executed. No m.Switch: yosys
+        # would make a memory of it.
+        kind, unit = Signal(range(_KINDS)), Signal(queued.unit.shape())
+        is_kind = {index: opcode == isa.BY_NAME[name].code for index, name in _CONTROL.items()}
+        is_unit = {
+            queue: Cat(opcode == e.code for e in isa.OPCODES if e.unit == queue).any()
+            for queue in isa.QUEUED
+        }
+        is_kind[_FOR_UNIT] = Cat(is_unit.values()).any()
+        m.d.sync += [kind.eq(_encode(is_kind, len(kind))), unit.eq(_encode(is_unit, len(unit)))]
         m.d.comb += [
             command.opcode.eq(opcode),
             command.flags.eq(flags),
@@ -267,6 +276,7 @@ class Sequencer(wiring.Component):
                 with m.If(word.error):
                     fail(Error.BUS_READ)
 
+        control = {name: index for index, name in _CONTROL.items()}
         with m.FSM(init="idle"):
             with m.State("idle"), m.If(self.start & ~self.stop):
                 m.d.comb += registers.clear.eq(1)
@@ -290,21 +300,21 @@ class Sequencer(wiring.Component):
                         retire()
                         # What the next instruction's first word replaces has just left.
                         take_word()
-                with m.Case(_CONTROL.index("ldr")):
+                with m.Case(control["ldr"]):
                     with m.If(self.addresses.payload[:2] != 0):
                         fail(Error.MISALIGNED)
                     with m.Else():
                         m.d.comb += self.addresses.valid.eq(1)
                         with m.If(self.addresses.ready):
                             m.next = "load"
-                with m.Case(_CONTROL.index("alu")):
+                with m.Case(control["alu"]):
                     with m.If(operation > max(AluOp)):
                         fail(Error.ILLEGAL_OPCODE)
                     with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
                         m.next = "shift"
                     with m.Else():
                         write(alu.result)
-                with m.Case(_CONTROL.index("branch")):
+                with m.Case(control["branch"]):
                     with m.If(condition > max(Condition)):
                         fail(Error.ILLEGAL_OPCODE)
                     with m.Else():
@@ -312,14 +322,14 @@ class Sequencer(wiring.Component):
                         with m.If(alu.holds):
                             m.d.sync += pc.eq(operand(command, "branch", "target"))
                             m.next = "restart"
-                with m.Case(_CONTROL.index("argmax")), m.If(self.vector_idle):
+                with m.Case(control["argmax"]), m.If(self.vector_idle):
                     write(self.maximum)
-                with m.Case(_CONTROL.index("fence")), m.If(self.idle):
+                with m.Case(control["fence"]), m.If(self.idle):
                     retire()
-                with m.Case(_CONTROL.index("mark")), m.If(self.idle):
+                with m.Case(control["mark"]), m.If(self.idle):
                     m.d.comb += self.marked.eq(1)
                     retire()
-                with m.Case(_CONTROL.index("halt")), m.If(self.idle):
+                with m.Case(control["halt"]), m.If(self.idle):
                     m.d.comb += self.halted.eq(1)
                     retire()
                     m.next = "idle"
