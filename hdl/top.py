@@ -8,7 +8,7 @@ m_axi write ◀─ store
 
 from typing import Any
 
-from amaranth import Cat, Module, ResetInserter, Signal
+from amaranth import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect
 
@@ -96,7 +96,14 @@ class Systolith(wiring.Component):
             "sequencer": sequencer, "issue": issue, "scratchpad": scratchpad,
             "accumulator": accumulator, "arbiter": arbiter,
         }.items():  # fmt: skip
-            m.submodules[name] = ResetInserter(supervisor.machine_reset)(block)
+            m.submodules[name] = DomainRenamer("units")(block)
+
+        # Everything that is reset waits for one register: from ``rst`` and the supervisor to it is
+        # a long way, and from it to thousands of others another one.
+        reset, go = Signal(init=1), Signal()
+        m.domains.units = ClockDomain(local=True)
+        m.d.comb += [ClockSignal("units").eq(ClockSignal()), ResetSignal("units").eq(reset)]
+        m.d.sync += [reset.eq(supervisor.machine_reset), go.eq(supervisor.go)]
 
         # Outside.
         connect_flat(m, self, "s_axil", csr.bus)
@@ -143,7 +150,7 @@ class Systolith(wiring.Component):
             supervisor.reset.eq(csr.soft_reset),
             supervisor.quiet.eq(quiet.quiet),
             supervisor.halted.eq(sequencer.halted),
-            sequencer.start.eq(supervisor.go),
+            sequencer.start.eq(go),
         ]
         m.d.comb += [block.base.eq(csr.base) for block in (fetch, load, store)]
         m.d.comb += [
