@@ -11,7 +11,7 @@ from torch import Tensor
 from systolith.errors import UserError
 
 METRICS = ("cosine", "ppl")
-WORST = 2.0
+WORST = 3.0
 """The worst sequence may have this multiple of the mean error that a cosine budget allows."""
 
 
@@ -36,7 +36,7 @@ class Budget:
             float model's own text is expected to be, exp of the mean Kullback-Leibler divergence of
             its predictions; for language models.
     limit   the least mean cosine, below 1, or the largest ratio of perplexities, above 1. With a
-            cosine of 1 - e, no sequence may be below 1 - 2 e.
+            cosine of 1 - e, no sequence may be below 1 - 3 e.
     """
 
     metric: str
