@@ -8,7 +8,6 @@ The network computes each sequence alone: masks of the padding are taken to be a
 """
 
 import contextlib
-import inspect
 import io
 import logging
 import traceback
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from systolith.quant.calling import Call, called, parameters_of, resized
 from systolith.quant.capture_builder import Builder
 from systolith.quant.capture_recognize import unit_length
 from systolith.quant.capture_trace import MOVES, SAME, Tracer
@@ -48,36 +48,42 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None, fixe
     """The network that a module computes.
 
     ``example``: one calibration batch, as the module is called: a tensor, a tuple of positional
-    arguments or a dictionary of keyword arguments; tensors are int [B, T] or float [B, T, C].
+    arguments or a dictionary of keyword arguments (see `calling`); or a `Call`.
     ``context``: longest sequence; otherwise the module's own limit
     (``config.max_position_embeddings``, ``n_positions`` or ``max_seq_len``), at most `LONGEST`,
     or the example's length. ``fixed``: the module takes no batch but those of the example's shape.
 
     Integer inputs that embeddings read become index inputs (the first, or ``input_ids``, is called
-    "tokens"); float inputs become `Given`; other integer inputs are padding masks, taken as ones,
-    and ``position_ids`` count from 0. Outputs are the tensors of the module's result, in order.
-    The result is compared with the module's on the example before it is returned. Raises
-    `CaptureError`.
+    "tokens"); float inputs become `Given`; masks of the padding show all tokens, and
+    ``position_ids`` count from 0. Outputs are the tensors of the module's result, in order. The
+    result is compared with the module's on the example, and on a shorter part of it if the module
+    takes that, before it is returned. Raises `CaptureError`.
+
+    Limits: all inputs share one length T, also a memory that is read by cross-attention; masks of
+    attention are causal or none; parameters are float32.
     """
-    inputs, example_length = named_inputs(module, example)
-    length = example_length if fixed else context or _limit(module, example_length)
+    call = example if isinstance(example, Call) else called(module, example)
+    length = call.length if fixed else context or _limit(module, call.length)
     if length < 2:
         raise CaptureError(f"The context must be at least 2 tokens, not {length}")
-    batch = len(next(iter(inputs.values()))) if fixed else BATCH
-    arguments = {name: _sized(name, value, batch, length) for name, value in inputs.items()}
-    wrapper = _Traced(module, list(arguments))
+    _check_parameters(module)
+    batch = len(next(iter(call.inputs.values()))) if fixed else BATCH
+    arguments = _arguments(call, batch, length)
+    wrapper = _Traced(module, list(arguments), call.options)
     training = {m: m.training for m in module.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         module.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
-            compared = length if fixed else COMPARED
-            few = {n: v[:, :compared].contiguous() for n, v in arguments.items()}
+            compared = length if fixed else min(length, COMPARED)
+            few = _arguments(call, batch, compared)
             expected = _run(wrapper, few)
             program = _export(wrapper, arguments)
         network, names = _interpret(program, arguments, batch, length)
         _compare(network, names, few, expected)
+        if not fixed:
+            _compare_shorter(wrapper, network, names, _arguments(call, batch, -(-compared // 3)))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for m, flag in training.items():
@@ -88,13 +94,13 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None, fixe
 class _Traced(nn.Module):
     """The module called with its arguments by position; its result as a flat tuple of tensors."""
 
-    def __init__(self, module: nn.Module, names: list[str]) -> None:
+    def __init__(self, module: nn.Module, names: list[str], options: Mapping[str, Any]) -> None:
         super().__init__()
         self.module = module
         self.names = names
-        parameters = inspect.signature(module.forward).parameters
         # A cache of keys is a result that nobody captures.
-        self.options = {"use_cache": False} if "use_cache" in parameters else {}
+        uncached = {"use_cache": False} if "use_cache" in parameters_of(module) else {}
+        self.options = dict(options) | uncached
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.names, values, strict=True))
@@ -111,43 +117,6 @@ def _tensors(result: Any) -> list[Tensor]:
     return []
 
 
-def named_inputs(module: nn.Module, example: Any) -> tuple[dict[str, Tensor], int]:
-    """The tensors of a batch by the names of the module's arguments, and their length T."""
-    parameters = list(inspect.signature(module.forward).parameters)
-    if isinstance(example, Tensor):
-        example = (example,)
-    if isinstance(example, Mapping):
-        unknown = [name for name in example if name not in parameters]
-        if unknown and not any(
-                p.kind is p.VAR_KEYWORD
-                for p in inspect.signature(module.forward).parameters.values()):
-            raise CaptureError(f"The module takes no argument {unknown[0]!r}; it takes "
-                               f"{', '.join(parameters)}")
-        inputs = {name: v for name, v in example.items() if v is not None}
-    elif isinstance(example, tuple | list):
-        if len(example) > len(parameters):
-            raise CaptureError(f"The batch has {len(example)} tensors, the module takes at most "
-                               f"{len(parameters)}")
-        inputs = dict(zip(parameters, example, strict=False))
-    else:
-        raise CaptureError("A batch must be a tensor, a tuple or a dictionary of tensors, not "
-                           f"{type(example).__name__}")
-    for name, value in inputs.items():
-        wanted = isinstance(value, Tensor) and (
-            value.dim() == 3 if value.is_floating_point() else value.dim() == 2)
-        if not wanted and not (isinstance(value, Tensor) and "mask" in name and value.dim() == 2):
-            shape = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else "no tensor"
-            raise CaptureError(f"The input {name!r} is {shape}; a batch holds integer [B, T] and "
-                               "float [B, T, C] tensors")
-    if not inputs:
-        raise CaptureError("The batch holds no tensor")
-    shapes = {tuple(value.shape[:2]) for value in inputs.values()}
-    if len(shapes) > 1:
-        raise CaptureError("The tensors of a batch must have the same sequences and length, not "
-                           + " and ".join(str(list(s)) for s in sorted(shapes)))
-    return inputs, next(iter(shapes))[1]
-
-
 def _limit(module: nn.Module, length: int) -> int:
     config = getattr(module, "config", None)
     for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
@@ -157,12 +126,25 @@ def _limit(module: nn.Module, length: int) -> int:
     return length
 
 
-def _sized(name: str, value: Tensor, batch: int, length: int) -> Tensor:
-    """An input for a batch of sequences of a length: the example's, repeated or cut."""
-    if "padding_mask" in name and value.dtype == torch.bool:  # torch's: True is padding
-        return torch.zeros(batch, length, dtype=value.dtype)
-    if "mask" in name:
-        return torch.ones(batch, length, dtype=value.dtype)
+def _check_parameters(module: nn.Module) -> None:
+    for name, p in module.named_parameters():
+        if p.is_floating_point() and p.dtype != torch.float32:
+            raise CaptureError(f"The parameter {name!r} is {str(p.dtype).removeprefix('torch.')}; "
+                               "give the model in float32: model.float()")
+
+
+def _arguments(call: Call, batch: int, length: int) -> dict[str, Tensor]:
+    """What a module is called with for a batch of sequences of a length: the example's inputs,
+    repeated or cut, without padding."""
+    return {name: _sized(name, value, call, batch, length) for name, value in call.tensors.items()}
+
+
+def _sized(name: str, value: Tensor, call: Call, batch: int, length: int) -> Tensor:
+    if name in call.attention:
+        return resized(name, value, length)
+    if name in call.padding:  # torch's "padding_mask" is True at the padding
+        none = torch.zeros if "padding_mask" in name else torch.ones
+        return none(batch, length, dtype=value.dtype)
     if "position" in name and not value.is_floating_point():
         return torch.arange(length).expand(batch, -1).to(value.dtype).contiguous()
     row = torch.arange(batch) % len(value)
@@ -221,14 +203,15 @@ def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: i
                ) -> tuple[Network, dict[str, str]]:
     """The network, and for each of its inputs the module's argument."""
     builder = Builder(batch, length)
+    tracer = Tracer(builder)
     graph = program.graph_module
     signature = program.graph_signature
     constants = dict(program.state_dict) | dict(program.constants)
     stored = {spec.arg.name: spec.target for spec in signature.input_specs}
     nodes = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    user = [n for n in nodes if n.name in signature.user_inputs]
-    argument = dict(zip(user, arguments, strict=True))
-    read = [n for n in user if not arguments[argument[n]].is_floating_point()
+    given = [n for n in nodes if n.name in signature.user_inputs]
+    argument = dict(zip(given, arguments, strict=True))
+    read = [n for n in given if not arguments[argument[n]].is_floating_point()
             and "mask" not in argument[n] and "position" not in argument[n]
             and _feeds_embedding(n)]
     main = next((n for n in read if argument[n] in (TOKENS, "input_ids")), next(iter(read), None))
@@ -249,11 +232,16 @@ def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: i
             names[name] = name
             values.append(builder.given(name, tensor.shape[2], Place(name, Source())))
         else:
+            if node.users and "mask" not in name and "position" not in name:
+                user = next(iter(node.users))
+                raise tracer.place(user).error(
+                    f"{operator_name(user.target)} reads the integer input {name!r}; only an "
+                    "embedding can")
             values.append(tensor)
     if not names:
         raise CaptureError("No input of the module can be recognized: none is float [B, T, C], "
                            "and no embedding reads an integer one")
-    results = Tracer(builder).run(graph, values)
+    results = tracer.run(graph, values)
     network = builder.network([_output(builder, r) for r in results], length)
     arguments = {index: name for index, name in names.items() if index != name}
     return replace(network, arguments=arguments), names
@@ -305,16 +293,45 @@ def _output(builder: Builder, value: Any) -> Output:
 def _compare(network: Network, names: dict[str, str], arguments: dict[str, Tensor],
              expected: tuple[Tensor, ...]) -> None:
     """Whether the network computes what the module does, here on the example."""
+    values = network.run({n: arguments[a] for n, a in names.items()})
+    for op in network.ops:
+        if not torch.isfinite(values[op.name]).all():
+            raise CaptureError(f"The tensor {op.name!r} ({op.source}) is not finite on the batch; "
+                               "check the model and its inputs")
+    difference = _difference(network.results(values), expected)
+    if not difference <= TOLERANCE:
+        raise CaptureError(f"The captured network is not the module: a result differs by "
+                           f"{difference:.1e} of its largest value; the module probably "
+                           "does something with its inputs or their shape that a network "
+                           "cannot express")
+
+
+def _compare_shorter(wrapper: _Traced, network: Network, names: dict[str, str],
+                     arguments: dict[str, Tensor]) -> None:
+    """The same for sequences that are shorter than those that were captured, if the module takes
+    them."""
+    try:
+        with torch.no_grad():
+            expected = wrapper(*arguments.values())
+    except Exception:
+        return
     results = network.results(network.run({n: arguments[a] for n, a in names.items()}))
-    for i, (ours, theirs) in enumerate(zip(results, expected, strict=True)):
-        theirs = theirs.float()
-        size = max(float(theirs.abs().max()), 1e-12)
-        difference = float((ours - theirs).abs().max()) / size
-        if not difference <= TOLERANCE:
-            raise CaptureError(f"The captured network is not the module: result {i} differs by "
-                               f"{difference:.1e} of its largest value; the module probably "
-                               "does something with its inputs or their shape that a network "
-                               "cannot express")
+    if not _difference(results, expected) <= TOLERANCE:
+        length = next(iter(arguments.values())).shape[1]
+        raise CaptureError(f"The module computes for {length} tokens something else than for "
+                           f"{network.context}: what it does depends on the length of the "
+                           "sequences in a way that a network cannot express")
+
+
+def _difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """The largest difference of any result, relative to its largest value."""
+    largest = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        size = max(float(b.float().abs().max()), 1e-12)
+        largest = max(largest, float((a - b.float()).abs().max()) / size)
+    return largest
 
 
 __all__ = ["CaptureError", "capture"]

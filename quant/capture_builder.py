@@ -52,7 +52,6 @@ class Builder:
         self.places: dict[str, Place] = {}
         self.suffixes: dict[str, str] = {}
         self.channels: dict[str, int] = {}
-        self.sources: dict[str, frozenset[str]] = {}    # which inputs a tensor depends on
 
     def emit(self, kind: Callable[..., Op], place: Place, channels: int, suffix: str,
              **fields: Any) -> str:
@@ -63,15 +62,12 @@ class Builder:
         self.places[name] = place
         self.suffixes[name] = suffix
         self.channels[name] = channels
-        own = {op.index} if isinstance(op, Embed) and op.index != POSITIONS else set()
-        self.sources[name] = frozenset(own).union(*(self.sources[x] for x in op.inputs))
         return name
 
     def given(self, name: str, channels: int, place: Place) -> Mix:
         self.ops[name] = Given(name=name, source=place.source, channels=channels)
         self.places[name] = place
         self.channels[name] = channels
-        self.sources[name] = frozenset({name})
         return self.whole(name)
 
     def whole(self, name: str) -> Mix:
@@ -419,9 +415,6 @@ class Builder:
                 and torch.equal(group, group_v) and p == p_k == p_v):
             raise place.error("Queries, keys and values must belong to the same sequences and "
                               "have heads of the same size")
-        if self.sources[q.x] != self.sources[k.x] or self.sources[k.x] != self.sources[v.x]:
-            raise place.error("Cross-attention (queries and keys of different inputs) has no "
-                              "operation on the machine")
         count, kv_count = self.channels[q.x] // p, self.channels[k.x] // p
         if count % kv_count or not torch.equal(group, head // (count // kv_count)):
             raise place.error("Query head h must read key head h // (heads / key heads)")

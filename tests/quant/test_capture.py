@@ -116,10 +116,27 @@ def test_encoder_layer_with_a_causal_mask() -> None:
     close(one(network, {"x": x}), module(x))
 
 
-def test_cross_attention_is_refused() -> None:
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_transformer_decoder(norm_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerDecoderLayer(C, 2, 24, batch_first=True, norm_first=norm_first)
+    module = randomized(nn.TransformerDecoder(layer, 2))
+    mask = nn.Transformer.generate_square_subsequent_mask(T)
+    network = capture(module, {"tgt": torch.randn(B, T, C), "memory": torch.randn(B, T, C),
+                               "tgt_mask": mask, "tgt_is_causal": True})
+    assert network.given == ("tgt", "memory")
+    assert [a.causal for a in network.of_kind(Attention)] == [True, False] * 2
+    for length in (2, T):
+        tgt, memory = torch.randn(2, 3, length, C)
+        close(one(network, {"tgt": tgt, "memory": memory}),
+              module(tgt, memory, tgt_mask=mask[:length, :length]))
+
+
+def test_a_memory_of_another_length_is_refused() -> None:
     decoder = nn.TransformerDecoderLayer(C, 2, 24, batch_first=True)
-    with pytest.raises(CaptureError, match=r"Cross-attention .* \(multihead_attn, "):
-        capture(decoder, (torch.randn(B, T, C), torch.randn(B, T, C)))
+    with pytest.raises(CaptureError, match=r"\(a memory .*\): 'tgt' has \[2, 9\], 'memory' has "
+                                           r"\[2, 7\]"):
+        capture(decoder, (torch.randn(B, T, C), torch.randn(B, 7, C)))
 
 
 # Attention as people write it
@@ -332,9 +349,10 @@ def test_wrong_batch(batch, message: str) -> None:
         capture(Formula(lambda m, y: y), batch)
 
 
-def test_inputs_that_nothing_reads() -> None:
+def test_integers_that_no_embedding_reads() -> None:
     class Counts(nn.Module):
         def forward(self, ids: Tensor) -> Tensor:
             return ids * 2.0
-    with pytest.raises(CaptureError, match="No input of the module can be recognized"):
+    with pytest.raises(CaptureError, match=r"mul reads the integer input 'ids'; only an embedding "
+                                           r"can \(.*test_capture\.py:\d+"):
         capture(Counts(), torch.randint(5, (B, T)))
