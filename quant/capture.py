@@ -29,6 +29,7 @@ from systolith.quant.capture_values import (
     Place,
     Pooled,
     Value,
+    counted,
     operator_name,
 )
 from systolith.quant.network import TOKENS, Network, Output, Source
@@ -227,7 +228,7 @@ def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: i
         if node in read:
             index = TOKENS if node is main else name
             names[index] = name
-            values.append(Index(index, torch.arange(batch * length).view(batch, length)))
+            values.append(Index(index, counted(batch * length).view(batch, length)))
         elif tensor.is_floating_point() and "mask" not in name:
             names[name] = name
             values.append(builder.given(name, tensor.shape[2], Place(name, Source())))
@@ -276,15 +277,13 @@ def _output(builder: Builder, value: Any) -> Output:
         x = builder.tensor(value, place)
         pool = "none" if len(x.shape) == 3 else ""
     channels = builder.channels[x.x]
-    if pool == "none" and (x.terms[0].labels is None or (
-            x.shape == (batch, length, channels)
-            and torch.equal(x.labels, builder.whole(x.x).labels))):
+    if pool == "none" and x.shape == (batch, length, channels) and x.terms[0].labels is None:
         return Output(x=x.x, normalize=normalize)
-    labels = builder.whole(x.x).labels
     if x.shape == (batch, channels):
-        if torch.equal(x.labels, labels[:, 0]):
+        first = counted(batch)[:, None] * (length * channels) + counted(channels)
+        if torch.equal(x.labels, first):
             return Output(x=x.x, pool=pool or "first", normalize=normalize)
-        if torch.equal(x.labels, labels[:, -1]):
+        if torch.equal(x.labels, first + (length - 1) * channels):
             return Output(x=x.x, pool="last", normalize=normalize)
     raise CaptureError(f"A result of shape {list(value.shape)} is neither all tokens of a tensor "
                        "nor its first, its last or the mean of them")

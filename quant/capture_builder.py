@@ -14,6 +14,8 @@ from torch import Tensor
 
 from systolith.quant.capture_recognize import normalization, rotation, scalar_function
 from systolith.quant.capture_values import (
+    LABEL,
+    MOST,
     CaptureError,
     Formula,
     Mix,
@@ -21,6 +23,8 @@ from systolith.quant.capture_values import (
     Pooled,
     Scores,
     Term,
+    counted,
+    labels_of,
 )
 from systolith.quant.network import (
     POSITIONS,
@@ -56,6 +60,9 @@ class Builder:
     def emit(self, kind: Callable[..., Op], place: Place, channels: int, suffix: str,
              **fields: Any) -> str:
         """Appends an operation; returns the preliminary name of its tensor."""
+        if self.batch * self.length * channels > MOST:
+            raise place.error(f"A tensor of {channels} channels and {self.length} tokens is too "
+                              "large to be captured; choose a shorter context")
         name = f"%{len(self.ops)}"
         op = kind(name=name, source=place.source, **fields)
         self.ops[name] = op
@@ -107,45 +114,54 @@ class Builder:
                                            value.terms[0].labels)])
         return value
 
+    def _in_order(self, value: Mix) -> Mix:
+        """The same value, without labels where it is all of a tensor in its order."""
+        labels = value.terms[0].labels
+        count = self.batch * self.length * self.channels[value.x]
+        if len(value.terms) > 1 or labels is None or labels.numel() != count:
+            return value
+        flat = labels.reshape(-1)
+        if int(flat[0]) != 0 or int(flat[-1]) != count - 1 or not torch.equal(flat,
+                                                                              counted(count)):
+            return value
+        return Mix(value.shape, [Term(value.x, None, value.factor)])
+
     def _narrowed(self, value: Mix, place: Place, role: str) -> Mix:
         """The same elements, of a tensor that has no other channels."""
+        value = self._in_order(value)
         if len(value.terms) == 1 and value.terms[0].labels is None:
             return value
         if len({term.x for term in value.terms}) > 1:
             raise place.error("Different tensors are joined in a way that no Concat describes")
         channels = self.channels[value.x]
+        labels = [labels_of(term, value.shape) for term in value.terms]
         used = torch.zeros(channels, dtype=torch.bool)
-        labels = [torch.as_tensor(term.labels) if term.labels is not None
-                  else value.labels for term in value.terms]
         for label in labels:
-            used[label.flatten() % channels] = True
+            used |= channels_of(label, channels)
         if used.all():
             return value
         chosen = used.nonzero().flatten()
-        count = len(chosen)
-        op = self.ops[value.x]
-        where = self.places[value.x]
-        first = int(chosen[0])
+        name = self._chosen(value.x, chosen, place, role)
+        new = torch.full((channels,), -1, dtype=LABEL)
+        new[chosen] = counted(len(chosen))
+        return self._in_order(Mix(value.shape, [
+            Term(name, renumbered(label, channels, new, len(chosen)), term.factor)
+            for label, term in zip(labels, value.terms, strict=True)]))
+
+    def _chosen(self, x: str, chosen: Tensor, place: Place, role: str) -> str:
+        """Some channels of a tensor, in ascending order, as a tensor of their own."""
+        op, where = self.ops[x], self.places[x]
+        first, count = int(chosen[0]), len(chosen)
         role = role or f"from_{first}"
         if isinstance(op, Linear):
-            name = self.emit(Linear, where, count, role, x=op.x,
-                             weight=op.weight[chosen],
+            return self.emit(Linear, where, count, role, x=op.x, weight=op.weight[chosen],
                              bias=None if op.bias is None else op.bias[chosen])
-        elif isinstance(op, Embed):
-            name = self.emit(Embed, where, count, role,
-                             table=op.table[:, chosen], index=op.index)
-        elif count == int(chosen[-1]) - first + 1:
-            name = self.emit(Slice, place, count, joined("slice", role), x=value.x, first=first,
-                             count=count)
-        else:
+        if isinstance(op, Embed):
+            return self.emit(Embed, where, count, role, table=op.table[:, chosen], index=op.index)
+        if count != int(chosen[-1]) - first + 1:
             raise place.error("Only contiguous channels can be taken from the result of "
                               f"{type(op).__name__}")
-        new = torch.full((channels,), -1)
-        new[chosen] = torch.arange(count)
-        return Mix(value.shape, [
-            Term(name, label.div(channels, rounding_mode="floor") * count + new[label % channels],
-                 term.factor)
-            for label, term in zip(labels, value.terms, strict=True)])
+        return self.emit(Slice, place, count, joined("slice", role), x=x, first=first, count=count)
 
     def _rotated(self, value: Mix, place: Place) -> Mix:
         found = rotation(value, self.channels[value.x], self.length, place)
@@ -258,7 +274,7 @@ class Builder:
             return None
         x, channel = rows
         channels = self.channels[x.x]
-        if len(channel) != channels or not torch.equal(channel, torch.arange(channels)):
+        if len(channel) != channels or not torch.equal(channel, counted(channels)):
             raise place.error("A norm over a part of the channels (for instance of each head) has "
                               "no operation on the machine")
         name = self.emit(Norm, place, channels, "norm", x=x.x,
@@ -274,24 +290,24 @@ class Builder:
         """
         x = self.tensor(value, place)
         channels = self.channels[x.x]
-        if x.terms[0].labels is None:
-            return x, torch.arange(channels)
-        labels = x.labels.reshape(-1, x.shape[-1])
-        channel = labels[0] % channels
-        token = labels.div(channels, rounding_mode="floor")
-        if (token == token[:, :1]).all() and (labels % channels == channel).all():
+        if x.terms[0].labels is None and x.shape[-1] == channels:
+            return x, counted(channels)
+        labels = x.labels
+        channel = labels[(0,) * (labels.dim() - 1)] % channels
+        token = labels[..., :1].div(channels, rounding_mode="floor")
+        if torch.equal(labels, token * channels + channel):
             return x, channel
         if check:
             raise place.error("The last dimension must hold the channels of one token here")
         return None
 
     def token_shape(self, x: Mix, channels: int, name: str) -> Mix:
-        """The tokens of the rows of x [..., K], for another tensor: [..., channels]."""
+        """The tokens of the `rows` x [..., K], for another tensor: [..., channels]."""
         shape = (*x.shape[:-1], channels)
         if x.terms[0].labels is None:
             return Mix(shape, [Term(name, None)])
         token = x.labels[..., :1].div(self.channels[x.x], rounding_mode="floor")
-        return Mix(shape, [Term(name, token * channels + torch.arange(channels))])
+        return Mix(shape, [Term(name, token * channels + counted(channels))])
 
     def linear(self, value: Any, weight: Tensor, bias: Tensor | None, place: Place,
                suffix: str = "linear") -> Mix | Pooled:
@@ -306,7 +322,7 @@ class Builder:
         if weight.shape[1] != len(channel) or len(channel) != k:
             raise place.error("A linear layer reads the channels of a token in a shape that is "
                               "not its own")
-        if not torch.equal(channel, torch.arange(k)):
+        if not torch.equal(channel, counted(k)):
             weight = weight[:, channel.argsort()]
         weight = weight.detach().float()
         name = self.emit(Linear, place, len(weight), suffix, x=x.x, weight=weight,
@@ -317,7 +333,7 @@ class Builder:
              size: int, place: Place) -> Mix:
         x, channel = self.rows(value, place)
         channels = self.channels[x.x]
-        if size != channels or not torch.equal(channel, torch.arange(channels)):
+        if size != channels or not torch.equal(channel, counted(channels)):
             raise place.error("A norm over a part of the channels (for instance of each head) has "
                               "no operation on the machine")
         gain = torch.ones(channels) if gain is None else gain.detach().float()
@@ -386,7 +402,7 @@ class Builder:
         parts = [self.rows(value, place) for value in values]
         names = []
         for x, channel in parts:
-            if not torch.equal(channel, torch.arange(self.channels[x.x])):
+            if not torch.equal(channel, counted(self.channels[x.x])):
                 raise place.error("The parts of a concatenation must be whole tensors")
             names.append(x.x)
         total = sum(self.channels[name] for name in names)
@@ -421,8 +437,8 @@ class Builder:
         name = self.emit(Attention, place, count * p, "attention", q=q.x, k=k.x, v=v.x,
                          heads=count, kv_heads=kv_count, head_dim=p, scale=float(scale),
                          causal=causal)
-        token = (batch * self.length)[:, None] + torch.arange(self.length)       # [N, T]
-        labels = ((token * count + head[:, None]) * p)[..., None] + torch.arange(p)
+        token = (batch * self.length)[:, None] + counted(self.length)       # [N, T]
+        labels = ((token * count + head[:, None]) * p)[..., None] + counted(p)
         shape = (*leading, self.length, p)
         return Mix(shape, [Term(name, labels.reshape(shape))])
 
@@ -435,7 +451,7 @@ class Builder:
         batch = start.div(channels * self.length, rounding_mode="floor")
         first = start % channels
         expected = ((batch * self.length * channels + first)[:, None, None]
-                    + torch.arange(length)[:, None] * channels + torch.arange(p))
+                    + counted(length)[:, None] * channels + counted(p))
         if length != self.length or not torch.equal(labels, expected) or (first % p).any():
             raise place.error("Attention must be between all tokens of a sequence, over the "
                               "channels of one head each; a batch has its sequences in the first "
@@ -495,6 +511,48 @@ def expanded(value: Mix, shape: tuple[int, ...]) -> Mix:
                   t.factor.expand(shape) if isinstance(t.factor, Tensor) else t.factor)
              for t in value.terms]
     return Mix(shape, terms)
+
+
+def channels_of(labels: Tensor, channels: int) -> Tensor:
+    """Which channels occur in labels, bool [channels]."""
+    used = torch.zeros(channels, dtype=torch.bool)
+    rows = alike(labels, channels)
+    if rows is None:
+        used[labels.flatten() % channels] = True
+    else:
+        start, offset = rows
+        first = torch.zeros(channels, dtype=torch.bool)
+        first[start.flatten() % channels] = True
+        used[(first.nonzero() + offset).flatten()] = True
+    return used
+
+
+def renumbered(labels: Tensor, channels: int, new: Tensor, count: int) -> Tensor:
+    """The labels for a tensor of ``count`` channels, of which ``new`` [channels] has the numbers.
+    """
+    rows = alike(labels, channels)
+    if rows is not None:
+        start, offset = rows
+        token, channel = start.div(channels, rounding_mode="floor"), start % channels
+        moved = new[channel.flatten().unique()[:, None] + offset]                   # [starts, K]
+        moved = moved - moved[:, :1]
+        if (moved == moved[0]).all():
+            return (token * count + new[channel])[..., None] + moved[0]
+    return labels.div(channels, rounding_mode="floor") * count + new[labels % channels]
+
+
+def alike(labels: Tensor, channels: int) -> tuple[Tensor, Tensor] | None:
+    """``start`` [...] and ``offset`` [K] of which labels [..., K] are the sum, each row within a
+    token; None where they are not. Spares most of the arithmetic with labels."""
+    if labels.dim() == 0:
+        return None
+    start = labels[..., 0]
+    offset = labels[(0,) * (labels.dim() - 1)]
+    offset = offset - offset[0]
+    lowest = start % channels
+    if lowest.min() + offset.min() < 0 or lowest.max() + offset.max() >= channels:
+        return None
+    return (start, offset) if torch.equal(labels, start[..., None] + offset) else None
 
 
 def equal(a: Mix, b: Mix) -> bool:

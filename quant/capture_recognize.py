@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from systolith.quant.capture_values import Formula, Mix, Place, labels_of
+from systolith.quant.capture_values import Formula, Mix, Place, counted, labels_of
 from systolith.quant.network import FUNCTIONS
 
 SCALAR = frozenset((
@@ -123,7 +123,7 @@ def rotation(value: Mix, channels: int, length: int, place: Place) -> Rotation:
     if not torch.equal(*token):
         raise wrong
     position = token[0] % length
-    order = torch.arange(length)
+    order = counted(length)
     dim = next((d for d, n in enumerate(value.shape) if n == length and torch.equal(
         position, order.view([-1 if i == d else 1 for i in range(position.dim())])
         .expand(value.shape))), None)

@@ -26,6 +26,7 @@ from systolith.quant.capture_values import (
     Scores,
     Term,
     Value,
+    counted,
     leaves,
     mapped,
     operator_name,
@@ -43,6 +44,9 @@ MOVES = frozenset((
     "tensor_split", "numpy_T", "mT", "unfold", "tile", "broadcast_to", "adjoint", "getitem",
 ))  # fmt: skip
 """Operators that only move elements."""
+IN_ORDER = frozenset(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze",
+                      "unsqueeze"))
+"""Those of them that keep all elements in their order."""
 RANDOM = frozenset(("rand", "randn", "rand_like", "randn_like", "bernoulli", "randint",
                     "multinomial", "normal"))
 SKIPPED = frozenset(("_assert_tensor_metadata", "_assert_async", "_assert_scalar",
@@ -59,6 +63,7 @@ class Tracer(AttentionRules):
         """The results of a graph for the values of its placeholders."""
         known: dict[fx.Node, Any] = {}
         given = iter(inputs)
+        last = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 known[node] = next(given)
@@ -72,6 +77,9 @@ class Tracer(AttentionRules):
                 known[node] = self.call(node, args, dict(kwargs), place)
                 if is_in_place(node.target):
                     known[node.args[0]] = known[node]
+                for used in node.all_input_nodes:
+                    if last[used] is node:
+                        del known[used]
         raise AssertionError("a graph without an output")
 
     def place(self, node: fx.Node) -> Place:
@@ -162,6 +170,8 @@ class Tracer(AttentionRules):
                 return builder.concat(args[0], place)
             raise place.error(f"The operator {name} joins different tensors other than by their "
                               "channels")
+        if name in IN_ORDER and mixes[0].plain and mixes[0].terms[0].labels is None:
+            return Mix(shape, mixes[0].terms)
         return rearranged(node_target, args, kwargs, mixes)
 
     # Sums and products
@@ -271,7 +281,7 @@ class Tracer(AttentionRules):
         value = self.builder.tensor(value, place)
         channels, length = self.builder.channels[value.x], self.builder.length
         labels = value.labels
-        steps = torch.arange(length).view([-1 if i == dim else 1 for i in range(labels.dim())])
+        steps = counted(length).view([-1 if i == dim else 1 for i in range(labels.dim())])
         first = labels.narrow(dim, 0, 1)
         if value.shape[dim] != length or not torch.equal(labels, first + steps * channels) or (
                 first.div(channels, rounding_mode="floor") % length).any():
@@ -296,8 +306,8 @@ class Tracer(AttentionRules):
         name = self.builder.emit(Embed, place, channels, "embedding", table=table.detach().float(),
                                  index=index.name)
         canonical = index.shape == (self.builder.batch, self.builder.length) and torch.equal(
-            index.labels.flatten(), torch.arange(index.labels.numel()))
-        labels = index.labels[..., None] * channels + torch.arange(channels)
+            index.labels.flatten(), counted(index.labels.numel()))
+        labels = index.labels[..., None] * channels + counted(channels)
         return Mix(shape, [Term(name, None if canonical else labels)])
 
     def _linear(self, args: tuple, kwargs: dict, shape: Any, place: Place, node: fx.Node) -> Any:

@@ -58,7 +58,7 @@ class QuantizedModel:
     reasons: dict[str, str] = field(default_factory=dict)
     tokenizer: bytes = b""
     metadata: dict[str, Any] = field(default_factory=dict)
-    signature: Signature = Signature()
+    signature: Signature = field(default_factory=Signature)
 
     def as_torch(self) -> IntegerModule:
         """A torch module that computes the bits of the golden machine, and is called like the
