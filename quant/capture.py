@@ -30,6 +30,7 @@ from systolith.quant.capture_values import (
     Pooled,
     Value,
     counted,
+    leaves,
     operator_name,
 )
 from systolith.quant.network import TOKENS, Network, Output, Source
@@ -41,7 +42,6 @@ COMPARED = 128
 """Tokens of a sequence for which module and network are compared."""
 TOLERANCE = 1e-3
 """Largest difference between module and network, relative to the largest result."""
-NOWHERE = Place("", Source())
 
 
 def capture(module: nn.Module, example: Any, *, context: int | None = None, fixed: bool = False
@@ -243,7 +243,10 @@ def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: i
         raise CaptureError("No input of the module can be recognized: none is float [B, T, C], "
                            "and no embedding reads an integer one")
     results = tracer.run(graph, values)
-    network = builder.network([_output(builder, r) for r in results], length)
+    end = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
+    places = [tracer.place(n) for n in leaves(end.args[0])]
+    outputs = [_output(builder, r, p) for r, p in zip(results, places, strict=True)]
+    network = builder.network(outputs, length)
     arguments = {index: name for index, name in names.items() if index != name}
     return replace(network, arguments=arguments), names
 
@@ -259,19 +262,18 @@ def _feeds_embedding(node: Any) -> bool:
     return False
 
 
-def _output(builder: Builder, value: Any) -> Output:
+def _output(builder: Builder, value: Any, place: Place) -> Output:
     """A result of the module as an output of the network."""
     if not isinstance(value, Value):
-        raise CaptureError("A result of the module does not depend on its inputs")
-    place = value.place if isinstance(value, Formula) else NOWHERE
+        raise place.error("A result of the module does not depend on its inputs")
     normalize = False
     if isinstance(value, Formula) and unit_length(value):
         value, normalize = value.base, True
     batch, length = builder.batch, builder.length
     if isinstance(value, Pooled):
-        x = builder.tensor(value.first, NOWHERE)
+        x = builder.tensor(value.first, place)
         if not normalize and abs(value.factor * length - 1) > 1e-6:
-            raise CaptureError("A result is a sum over the tokens; only their mean can be one")
+            raise place.error("A result is a sum over the tokens; only their mean can be one")
         pool = "mean"
     else:
         x = builder.tensor(value, place)
@@ -285,8 +287,8 @@ def _output(builder: Builder, value: Any) -> Output:
             return Output(x=x.x, pool=pool or "first", normalize=normalize)
         if torch.equal(x.labels, first + (length - 1) * channels):
             return Output(x=x.x, pool="last", normalize=normalize)
-    raise CaptureError(f"A result of shape {list(value.shape)} is neither all tokens of a tensor "
-                       "nor its first, its last or the mean of them")
+    raise place.error(f"A result of shape {list(value.shape)} is neither all tokens of a tensor "
+                      "nor its first, its last or the mean of them")
 
 
 def _compare(network: Network, names: dict[str, str], arguments: dict[str, Tensor],

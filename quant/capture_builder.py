@@ -173,9 +173,9 @@ class Builder:
         """A tensor times a number; a negative one goes into the weights."""
         if factor > 0:
             return self.emit(Scale, place, self.channels[name], "scale", x=name, factor=factor)
-        return self._weighted(name, torch.full((self.channels[name],), factor), place, factor)
+        return self._weighted(name, torch.full((self.channels[name],), factor), place)
 
-    def _weighted(self, name: str, gain: Tensor, place: Place, factor: float | None) -> str:
+    def _weighted(self, name: str, gain: Tensor, place: Place) -> str:
         """A tensor times a number for each channel."""
         op, where, suffix = self.ops[name], self.places[name], self.suffixes.get(name, "")
         channels = self.channels[name]
@@ -191,24 +191,45 @@ class Builder:
             case Embed():
                 return self.emit(Embed, where, channels, suffix, table=op.table * gain,
                                  index=op.index)
-        what = "a number for each channel" if factor is None else f"the number {factor:g}"
-        raise place.error(f"The result of {type(op).__name__} cannot be multiplied by {what}; "
-                          "only that of a linear layer, norm or embedding can")
+        table = gain.expand(self.length, channels)
+        return self._times_table(name, table, place)
+
+    def _times_table(self, name: str, table: Tensor, place: Place) -> str:
+        """A tensor times a table [T, C] by positions."""
+        channels = self.channels[name]
+        rows = self.emit(Embed, place, channels, "positions", table=table.contiguous(),
+                         index=POSITIONS)
+        return self.emit(Multiply, place, channels, "mul", a=name, b=rows)
 
     def _channel_factor(self, value: Mix, factor: Tensor, place: Place) -> Mix:
-        """One term whose factor is a tensor: uniform, or one number for each channel."""
-        channels = self.channels[value.x]
+        """One term whose factor is a tensor: uniform, or one number for each channel or position
+        and channel."""
         first = float(factor.flatten()[0])
         if bool((factor == first).all()):
             return self.tensor(Mix(value.shape, [Term(value.x, value.terms[0].labels, first)]),
                                place)
-        gain = torch.ones(channels)
-        channel = value.labels % channels
-        gain[channel.flatten()] = factor.expand(value.shape).flatten().float()
-        if not torch.equal(gain[channel], factor.expand(value.shape).float()):
-            raise place.error("A tensor is multiplied by constants that differ from token to token")
-        return Mix(value.shape, [Term(self._weighted(value.x, gain, place, None),
-                                      value.terms[0].labels)])
+        gain, table = self.by_position(value, factor, place, 1.0)
+        name = (self._times_table(value.x, table, place) if gain is None
+                else self._weighted(value.x, gain, place))
+        return Mix(value.shape, [Term(name, value.terms[0].labels)])
+
+    def by_position(self, value: Mix, constant: Tensor, place: Place, neutral: float
+                    ) -> tuple[Tensor | None, Tensor]:
+        """A constant for each element of a value: one number for each channel [C], or None if
+        there is more to it, and the table by positions [T, C]."""
+        channels = self.channels[value.x]
+        constant = constant.detach().float().expand(value.shape)
+        labels = value.labels
+        channel = labels % channels
+        position = labels.div(channels, rounding_mode="floor") % self.length
+        table = torch.full((self.length, channels), neutral)
+        table[position.flatten(), channel.flatten()] = constant.flatten()
+        if not torch.equal(table[position, channel], constant):
+            raise place.error("A constant that differs between the sequences of a batch is added "
+                              "or multiplied")
+        each = torch.full((channels,), neutral)
+        each[channel.flatten()] = constant.flatten()
+        return (each if torch.equal(each[channel], constant) else None), table
 
     # Formulas
 
@@ -368,24 +389,15 @@ class Builder:
         if tuple(shape) != x.shape:
             x = expanded(x, shape)
         channels = self.channels[x.x]
-        constant = constant.detach().float().expand(shape)
-        labels = x.labels
-        channel = labels % channels
-        position = labels.div(channels, rounding_mode="floor") % self.length
-        bias = torch.zeros(channels)
-        bias[channel.flatten()] = constant.flatten()
+        bias, table = self.by_position(x, constant, place, 0.0)
         op = self.ops[x.x]
-        if torch.equal(bias[channel], constant) and isinstance(op, Linear | Norm):
+        if bias is not None and isinstance(op, Linear | Norm):
             old = op.bias if op.bias is not None else 0
             fields = {"x": op.x, "bias": old + bias}
             fields |= ({"weight": op.weight} if isinstance(op, Linear) else
                        {"gain": op.gain, "eps": op.eps, "center": op.center})
             name = self.emit(type(op), self.places[x.x], channels, self.suffixes[x.x], **fields)
             return Mix(x.shape, [Term(name, x.terms[0].labels)])
-        table = torch.zeros(self.length, channels)
-        table[position.flatten(), channel.flatten()] = constant.flatten()
-        if not torch.equal(table[position, channel], constant):
-            raise place.error("A constant that differs between the sequences of a batch is added")
         # One table for all constants that follow each other: x + (p + q) for (x + p) + q.
         before = self.ops.get(op.b) if isinstance(op, Add) else None
         if isinstance(op, Add) and isinstance(before, Embed) and before.index == POSITIONS:

@@ -243,6 +243,12 @@ CASES = {
     "permuted": (lambda m, y: m.second(y.tanh().flip(-1)), ["Function", "Linear"]),
     "scaled": (lambda m, y: y.tanh() * 3, ["Function", "Scale"]),
     "bias": (lambda m, y: y.tanh() + m.gain, ["Function", "Embed", "Add"]),
+    "minus": (lambda m, y: -y.tanh(), ["Function", "Embed", "Multiply"]),
+    "minus_tensor": (lambda m, y: m.second(y) - y.tanh(),
+                     ["Linear", "Function", "Embed", "Multiply", "Add"]),
+    "gains": (lambda m, y: y.tanh() * m.gain, ["Function", "Embed", "Multiply"]),
+    "by_position": (lambda m, y: y * torch.arange(1, y.shape[1] + 1)[:, None],
+                    ["Embed", "Multiply"]),
     "first": (lambda m, y: m.second(y[:, 0]).tanh(), ["Linear", "Function"]),
     "last": (lambda m, y: m.second(y[:, -1]), ["Linear"]),
     "mean": (lambda m, y: m.second(y.mean(1)), ["Linear"]),
@@ -272,7 +278,8 @@ def test_formula(case: str) -> None:
     (lambda m, y: y + y.flip(1), "same tokens and channels"),
     (lambda m, y: F.dropout(y, 0.5), "random"),
     (lambda m, y: y + torch.rand_like(y), "random"),
-    (lambda m, y: -y.tanh(), "multiplied by the number -1"),
+    (lambda m, y: y * torch.tensor([1.0, 2.0])[:, None, None],
+     "differs between the sequences"),
     (lambda m, y: y.mean(1).tanh(), "no operation for tanh"),
     (lambda m, y: y if y.sum() > 0 else -y, "decides by the values of its tensors"),
     (lambda m, y: y[:, :3], "neither all tokens"),
@@ -281,7 +288,7 @@ def test_formula(case: str) -> None:
 def test_errors_name_the_place(function, message: str) -> None:
     with pytest.raises(CaptureError, match=message) as error:
         capture(Formula(function), torch.randn(B, T, C))
-    if "result" not in message and "tokens" not in message and "inputs" not in message:
+    if "inputs" not in message:
         assert "test_capture.py:" in str(error.value)
     assert "\n" not in str(error.value)
 
