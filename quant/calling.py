@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ def parameters_of(module: nn.Module) -> tuple[str, ...]:
 def called(module: nn.Module, example: Any) -> Call:
     """A batch as a call of a module: a tensor, a tuple of positional arguments or a dictionary."""
     parameters = parameters_of(module)
-    if isinstance(example, Tensor):
+    if isinstance(example, Tensor | np.ndarray):
         example = (example,)
     if isinstance(example, Mapping):
         everything = inspect.signature(module.forward).parameters.values()
@@ -91,6 +92,8 @@ def by_position(parameters: tuple[str, ...], values: Any) -> dict[str, Any]:
 
 def call_of(arguments: Mapping[str, Any]) -> Call:
     """Arguments by name, sorted; raises `CaptureError` where one is nothing of what there is."""
+    arguments = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v
+                 for n, v in arguments.items()}
     tensors = {n: v for n, v in arguments.items() if isinstance(v, Tensor)}
     options = {n: v for n, v in arguments.items() if not isinstance(v, Tensor)}
     for name, value in options.items():

@@ -10,8 +10,9 @@ The network computes each sequence alone: masks of the padding are taken to be a
 import contextlib
 import io
 import logging
+import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +80,8 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None, fixe
         with torch.no_grad():
             compared = length if fixed else min(length, COMPARED)
             few = _arguments(call, batch, compared)
-            expected = _run(wrapper, few)
+            with _refusing_recurrence(module):
+                expected = _run(wrapper, few)
             program = _export(wrapper, arguments)
         network, names = _interpret(program, arguments, batch, length)
         _compare(network, names, few, expected)
@@ -156,12 +158,18 @@ def _sized(name: str, value: Tensor, call: Call, batch: int, length: int) -> Ten
 
 def _run(wrapper: _Traced, arguments: dict[str, Tensor]) -> tuple[Tensor, ...]:
     try:
-        return wrapper(*arguments.values())
+        results = wrapper(*arguments.values())
     except CaptureError:
         raise
     except Exception as error:
+        if isinstance(error, IndexError) and "in self" in str(error):
+            raise CaptureError("An integer of the batch is out of the range of its embedding "
+                               f"({_origin(error)})") from error
         raise CaptureError(f"The module cannot be run on the batch: {_first_line(error)} "
                            f"({_origin(error)})") from error
+    if not results:
+        raise CaptureError("The module's result holds no tensor")
+    return results
 
 
 def _export(wrapper: _Traced, arguments: dict[str, Tensor]) -> Any:
@@ -189,15 +197,36 @@ def _export(wrapper: _Traced, arguments: dict[str, Tensor]) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
 
 
 def _origin(error: Exception) -> str:
     """The innermost line of user code that an exception passed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [f for f in frames if "/torch/" not in f.filename
-               and "quant/capture" not in f.filename]
+    return _innermost(traceback.extract_tb(error.__traceback__))
+
+
+def _innermost(frames: traceback.StackSummary) -> str:
+    ours = ("/torch/", "quant/capture", sysconfig.get_paths()["stdlib"] + "/contextlib")
+    outside = [f for f in frames if not any(part in f.filename for part in ours)]
     return f"{outside[-1].filename}:{outside[-1].lineno}" if outside else "unknown place"
+
+
+@contextlib.contextmanager
+def _refusing_recurrence(module: nn.Module) -> Iterator[None]:
+    """LSTMs and their like are refused when they are called: torch.export may stumble over them
+    before it reaches an operator that could be named."""
+    def refuse(inner: nn.Module, args: Any) -> None:
+        path = next(name for name, m in module.named_modules() if m is inner)
+        raise CaptureError(f"The operator {inner._get_name().lower()} is not supported "
+                           f"({path}, {_innermost(traceback.extract_stack())})")
+
+    hooks = [m.register_forward_pre_hook(refuse) for m in module.modules()
+             if isinstance(m, nn.RNNBase)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: int

@@ -108,6 +108,8 @@ class Tracer(AttentionRules):
                 args = (args[0].clone(), *args[1:])
             return node.target(*args, **kwargs)
         shape = shape_of(node)
+        if shape is UNKNOWN:
+            raise place.error(f"The shape of {name}'s result depends on the values of tensors")
         if name in SAME:
             return args[0]
         special = getattr(self, f"_{name}", None)
@@ -350,10 +352,18 @@ def same_base(a: Any, b: Any) -> bool:
     return isinstance(a, Mix) and isinstance(b, Mix) and a.same_elements(b)
 
 
+UNKNOWN = "unknown"
+
+
 def shape_of(node: fx.Node) -> Any:
-    """The shape of a node's result; None where it has several results."""
+    """The shape of a node's result; None where it has several results, `UNKNOWN` where only data
+    could tell."""
     value = node.meta.get("val")
-    return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else None
+    if not isinstance(value, Tensor):
+        return None
+    if any(isinstance(n, torch.SymInt) and not n.node.has_hint() for n in value.shape):
+        return UNKNOWN
+    return tuple(int(n) for n in value.shape)
 
 
 FRAME = re.compile(r'File "(.+?)", line (\d+)')
