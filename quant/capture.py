@@ -24,6 +24,7 @@ from systolith.quant.capture_builder import Builder
 from systolith.quant.capture_recognize import unit_length
 from systolith.quant.capture_trace import MOVES, SAME, Tracer
 from systolith.quant.capture_values import (
+    OURS,
     CaptureError,
     Formula,
     Index,
@@ -32,6 +33,7 @@ from systolith.quant.capture_values import (
     Value,
     counted,
     leaves,
+    of_user,
     operator_name,
 )
 from systolith.quant.network import TOKENS, Network, Output, Source
@@ -205,10 +207,13 @@ def _origin(error: Exception) -> str:
     return _innermost(traceback.extract_tb(error.__traceback__))
 
 
-def _innermost(frames: traceback.StackSummary) -> str:
-    ours = ("/torch/", "quant/capture", sysconfig.get_paths()["stdlib"] + "/contextlib")
-    outside = [f for f in frames if not any(part in f.filename for part in ours)]
-    return f"{outside[-1].filename}:{outside[-1].lineno}" if outside else "unknown place"
+def _innermost(frames: list[traceback.FrameSummary]) -> str:
+    """Of the frames within the module: the innermost of user code, else of torch's."""
+    start = max((i + 1 for i, f in enumerate(frames) if f.filename.startswith(OURS)), default=0)
+    library = sysconfig.get_paths()["stdlib"]
+    within = [f for f in frames[start:] if f.filename != f"{library}/contextlib.py"]
+    chosen = [f for f in within if of_user(f.filename)] or within
+    return f"{chosen[-1].filename}:{chosen[-1].lineno}" if chosen else "unknown place"
 
 
 @contextlib.contextmanager
@@ -218,7 +223,7 @@ def _refusing_recurrence(module: nn.Module) -> Iterator[None]:
     def refuse(inner: nn.Module, args: Any) -> None:
         path = next(name for name, m in module.named_modules() if m is inner)
         raise CaptureError(f"The operator {inner._get_name().lower()} is not supported "
-                           f"({path}, {_innermost(traceback.extract_stack())})")
+                           f"({path}, {_innermost(traceback.extract_stack()[:-1])})")
 
     hooks = [m.register_forward_pre_hook(refuse) for m in module.modules()
              if isinstance(m, nn.RNNBase)]

@@ -29,6 +29,7 @@ from systolith.quant.capture_values import (
     counted,
     leaves,
     mapped,
+    of_user,
     operator_name,
 )
 from systolith.quant.network import Embed, Source
@@ -372,5 +373,5 @@ FRAME = re.compile(r'File "(.+?)", line (\d+)')
 def user_line(trace: str) -> tuple[str, int]:
     """File and line of the innermost frame that is not torch's own."""
     frames = [(file, int(line)) for file, line in FRAME.findall(trace)]
-    outside = [f for f in frames if "/torch/" not in f[0] and "quant/capture" not in f[0]]
+    outside = [f for f in frames if of_user(f[0])]
     return (outside or frames or [("", 0)])[-1]

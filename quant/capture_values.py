@@ -9,6 +9,7 @@ until somebody asks which known function it is.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,16 @@ from systolith.quant.network import Source
 
 class CaptureError(UserError):
     """A module that cannot be written as a `Network`, or a batch that does not fit it."""
+
+
+HERE = str(Path(__file__).parent)
+OURS = (f"{HERE}/capture", f"{HERE}/posttraining", f"{HERE}/calling")
+TORCH = str(Path(torch.__file__).parent)
+
+
+def of_user(file: str) -> bool:
+    """Whether a source file belongs neither to torch nor to capturing."""
+    return not file.startswith((*OURS, TORCH))
 
 
 @dataclass(frozen=True)
