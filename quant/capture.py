@@ -265,7 +265,8 @@ def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: i
             values.append(Index(index, counted(batch * length).view(batch, length)))
         elif tensor.is_floating_point() and "mask" not in name:
             names[name] = name
-            values.append(builder.given(name, tensor.shape[2], Place(name, Source())))
+            builder.given(name, tensor.shape[2], Place(name, Source()))
+            values.append(builder.whole(name))
         else:
             if node.users and "mask" not in name and "position" not in name:
                 user = next(iter(node.users))

@@ -1,21 +1,15 @@
-"""The network under construction: operations are appended, and values become its tensors.
+"""The network under construction: values become its tensors, and operators its operations."""
 
-Names are given at the end, when operations that nobody reads have gone: an operation that is
-alone in its module takes the module's path, others a suffix of their kind.
-"""
-
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from systolith.quant.capture_labels import channels_of, equal, expanded, renumbered, unit
+from systolith.quant.capture_operations import Operations
 from systolith.quant.capture_recognize import normalization, rotation, scalar_function
 from systolith.quant.capture_values import (
     LABEL,
-    MOST,
     CaptureError,
     Formula,
     Mix,
@@ -33,49 +27,17 @@ from systolith.quant.network import (
     Concat,
     Embed,
     Function,
-    Given,
     Linear,
     Multiply,
-    Network,
     Norm,
-    Op,
-    Output,
     Rope,
     Scale,
     Slice,
 )
 
 
-class Builder:
-    """Operations by preliminary names, for B sequences of T tokens."""
-
-    def __init__(self, batch: int, length: int) -> None:
-        self.batch = batch
-        self.length = length
-        self.ops: dict[str, Op] = {}
-        self.places: dict[str, Place] = {}
-        self.suffixes: dict[str, str] = {}
-        self.channels: dict[str, int] = {}
-
-    def emit(self, kind: Callable[..., Op], place: Place, channels: int, suffix: str,
-             **fields: Any) -> str:
-        """Appends an operation; returns the preliminary name of its tensor."""
-        if self.batch * self.length * channels > MOST:
-            raise place.error(f"A tensor of {channels} channels and {self.length} tokens is too "
-                              "large to be captured; choose a shorter context")
-        name = f"%{len(self.ops)}"
-        op = kind(name=name, source=place.source, **fields)
-        self.ops[name] = op
-        self.places[name] = place
-        self.suffixes[name] = suffix
-        self.channels[name] = channels
-        return name
-
-    def given(self, name: str, channels: int, place: Place) -> Mix:
-        self.ops[name] = Given(name=name, source=place.source, channels=channels)
-        self.places[name] = place
-        self.channels[name] = channels
-        return self.whole(name)
+class Builder(Operations):
+    """What values become: operations by preliminary names, for B sequences of T tokens."""
 
     def whole(self, name: str) -> Mix:
         """All of a tensor [B, T, C]."""
@@ -470,110 +432,6 @@ class Builder:
                               "dimension (batch_first)")
         return batch, first // p, p
 
-    # The end
-
-    def network(self, outputs: list[Output], context: int) -> Network:
-        """The operations that the outputs need, under their final names."""
-        needed = {output.x for output in outputs}
-        for name in reversed(self.ops):
-            if name in needed:
-                needed.update(self.ops[name].inputs)
-        kept = {name: op for name, op in self.ops.items()
-                if name in needed or isinstance(op, Given)}
-        names = self._names(list(kept))
-        ops = []
-        for old, op in kept.items():
-            fields = {f: names[getattr(op, f)] for f in op.INPUTS}
-            if isinstance(op, Concat):
-                fields = {"xs": tuple(names[x] for x in op.xs)}
-            ops.append(replace(op, name=names[old], **fields))
-        ends = tuple(replace(output, x=names[output.x]) for output in outputs)
-        return Network(ops=tuple(ops), outputs=ends, context=context)
-
-    def _names(self, kept: list[str]) -> dict[str, str]:
-        alone = Counter(self.places[name].path for name in kept)
-        taken = {name for name in kept if not name.startswith("%")}
-        names = {name: name for name in taken}
-        for old in kept:
-            if old in names:
-                continue
-            path, suffix = self.places[old].path, self.suffixes[old]
-            name = path if path and alone[path] == 1 else ".".join(filter(None, (path, suffix)))
-            unique, number = name, 1
-            while unique in taken:
-                unique, number = f"{name}_{number}", number + 1
-            taken.add(unique)
-            names[old] = unique
-        return names
-
-
-def unit(value: Mix) -> Mix:
-    """The same elements with the factor one."""
-    if value.plain:
-        return Mix(value.shape, [Term(value.x, value.terms[0].labels)])
-    return value
-
-
-def expanded(value: Mix, shape: tuple[int, ...]) -> Mix:
-    """Broadcast to a shape."""
-    shape = tuple(shape)
-    if value.shape == shape:
-        return value
-    terms = [Term(t.x, (value.labels if len(value.terms) == 1 else t.labels).expand(shape),
-                  t.factor.expand(shape) if isinstance(t.factor, Tensor) else t.factor)
-             for t in value.terms]
-    return Mix(shape, terms)
-
-
-def channels_of(labels: Tensor, channels: int) -> Tensor:
-    """Which channels occur in labels, bool [channels]."""
-    used = torch.zeros(channels, dtype=torch.bool)
-    rows = alike(labels, channels)
-    if rows is None:
-        used[labels.flatten() % channels] = True
-    else:
-        start, offset = rows
-        first = torch.zeros(channels, dtype=torch.bool)
-        first[start.flatten() % channels] = True
-        used[(first.nonzero() + offset).flatten()] = True
-    return used
-
-
-def renumbered(labels: Tensor, channels: int, new: Tensor, count: int) -> Tensor:
-    """The labels for a tensor of ``count`` channels, of which ``new`` [channels] has the numbers.
-    """
-    rows = alike(labels, channels)
-    if rows is not None:
-        start, offset = rows
-        token, channel = start.div(channels, rounding_mode="floor"), start % channels
-        moved = new[channel.flatten().unique()[:, None] + offset]                   # [starts, K]
-        moved = moved - moved[:, :1]
-        if (moved == moved[0]).all():
-            return (token * count + new[channel])[..., None] + moved[0]
-    return labels.div(channels, rounding_mode="floor") * count + new[labels % channels]
-
-
-def alike(labels: Tensor, channels: int) -> tuple[Tensor, Tensor] | None:
-    """``start`` [...] and ``offset`` [K] of which labels [..., K] are the sum, each row within a
-    token; None where they are not. Spares most of the arithmetic with labels."""
-    if labels.dim() == 0:
-        return None
-    start = labels[..., 0]
-    offset = labels[(0,) * (labels.dim() - 1)]
-    offset = offset - offset[0]
-    lowest = start % channels
-    if lowest.min() + offset.min() < 0 or lowest.max() + offset.max() >= channels:
-        return None
-    return (start, offset) if torch.equal(labels, start[..., None] + offset) else None
-
-
-def equal(a: Mix, b: Mix) -> bool:
-    """Whether two values have the same tokens and channels, of whatever tensors."""
-    if a.terms[0].labels is None and b.terms[0].labels is None:
-        return True
-    return torch.equal(a.labels, b.labels)
-
-
 def joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
@@ -582,4 +440,3 @@ def kind_of(value: Any) -> str:
     """What a value is, for messages."""
     return {"Index": "an integer input", "Tensor": "a constant"}.get(
         type(value).__name__, type(value).__name__)
-

@@ -15,7 +15,8 @@ from systolith.quant.capture_attention import (
     scores_reshaped,
     uniform,
 )
-from systolith.quant.capture_builder import Builder, expanded
+from systolith.quant.capture_builder import Builder
+from systolith.quant.capture_labels import expanded
 from systolith.quant.capture_recognize import REDUCING, SCALAR
 from systolith.quant.capture_values import (
     Formula,
