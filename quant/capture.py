@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 
 from systolith.quant.calling import Call, called, parameters_of, resized
 from systolith.quant.capture_builder import Builder
@@ -74,11 +75,7 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None, fixe
     batch = len(next(iter(call.inputs.values()))) if fixed else BATCH
     arguments = _arguments(call, batch, length)
     wrapper = _Traced(module, list(arguments), call.options)
-    training = {m: m.training for m in module.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        module.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
+    with _as_captured(module):
         with torch.no_grad():
             compared = length if fixed else min(length, COMPARED)
             few = _arguments(call, batch, compared)
@@ -89,11 +86,26 @@ def capture(module: nn.Module, example: Any, *, context: int | None = None, fixe
         _compare(network, names, few, expected)
         if not fixed:
             _compare_shorter(wrapper, network, names, _arguments(call, batch, -(-compared // 3)))
+    return network
+
+
+@contextlib.contextmanager
+def _as_captured(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation, without torch's shortcuts, which hide what is computed."""
+    training = {m: m.training for m in module.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    hint = transformer._detect_is_causal_mask
+    try:
+        module.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        # Whether a mask is causal decides there which kernel is called, and nothing else.
+        transformer._detect_is_causal_mask = lambda mask, is_causal, size: is_causal is True
+        yield
     finally:
+        transformer._detect_is_causal_mask = hint
         torch.backends.mha.set_fastpath_enabled(fast)
         for m, flag in training.items():
             m.training = flag
-    return network
 
 
 class _Traced(nn.Module):
@@ -240,6 +252,7 @@ def _interpret(program: Any, arguments: dict[str, Tensor], batch: int, length: i
     builder = Builder(batch, length)
     tracer = Tracer(builder)
     graph = program.graph_module
+    graph.graph.eliminate_dead_code()
     signature = program.graph_signature
     constants = dict(program.state_dict) | dict(program.constants)
     stored = {spec.arg.name: spec.target for spec in signature.input_specs}

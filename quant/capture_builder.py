@@ -249,17 +249,11 @@ class Builder(Operations):
             if name:
                 name = self.emit(Function, place, self.channels[x.x], name, x=x.x, function=name)
             return Mix(x.shape, [Term(name or x.x, x.terms[0].labels, factor)])
-        rows = self.rows(unit(base), place, check=False)
-        if rows is None:
-            return None
         norm = normalization(formula)
         if norm is None:
             return None
-        x, channel = rows
+        x = self._normed(unit(base), place)
         channels = self.channels[x.x]
-        if len(channel) != channels or not torch.equal(channel, counted(channels)):
-            raise place.error("A norm over a part of the channels (for instance of each head) has "
-                              "no operation on the machine")
         name = self.emit(Norm, place, channels, "norm", x=x.x,
                          gain=norm.gain, eps=norm.eps, center=norm.center)
         return Mix(x.shape, [Term(name, x.terms[0].labels)])
@@ -314,16 +308,24 @@ class Builder(Operations):
 
     def norm(self, value: Any, gain: Tensor | None, bias: Tensor | None, eps: float, center: bool,
              size: int, place: Place) -> Mix:
-        x, channel = self.rows(value, place)
+        x = self._normed(value, place)
         channels = self.channels[x.x]
-        if size != channels or not torch.equal(channel, counted(channels)):
-            raise place.error("A norm over a part of the channels (for instance of each head) has "
-                              "no operation on the machine")
+        if size != channels:
+            raise place.error("A norm over more than the channels of a token has no operation on "
+                              "the machine")
         gain = torch.ones(channels) if gain is None else gain.detach().float()
         name = self.emit(Norm, place, channels, "norm", x=x.x, gain=gain,
                          bias=None if bias is None else bias.detach().float(), eps=eps,
                          center=center)
         return Mix(x.shape, [Term(name, x.terms[0].labels)])
+
+    def _normed(self, value: Any, place: Place) -> Mix:
+        """A value whose last dimension holds all channels of a token."""
+        rows = self.rows(value, place, check=False)
+        if rows is None or not torch.equal(rows[1], counted(self.channels[rows[0].x])):
+            raise place.error("A norm over a part of the channels (for instance of each head) has "
+                              "no operation on the machine")
+        return rows[0]
 
     def combined(self, kind: str, a: Any, b: Any, place: Place, alpha: float = 1) -> Mix:
         """Sum, difference or product of two values with the same tokens and channels."""

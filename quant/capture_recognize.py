@@ -56,7 +56,10 @@ def normalization(formula: Formula) -> Normalization | None:
     x = _probe(formula.base.shape)
     y = formula.evaluate(x)
     centered = x - x.mean(-1, keepdim=True)
-    for eps in dict.fromkeys((*formula.numbers(), 0.0)):
+    # The norm of a multiple of the base is one of the base, with another eps.
+    sizes = {a.factor for f in formula.formulas() for a in f.args if isinstance(a, Mix)} | {1.0}
+    numbers = (n / size ** 2 for n in formula.numbers() for size in sizes)
+    for eps in dict.fromkeys((*numbers, 0.0)):
         for center, z in ((False, x), (True, centered)):
             if eps < 0:
                 continue

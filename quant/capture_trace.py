@@ -129,6 +129,8 @@ class Tracer(AttentionRules):
 
     def _move(self, name: str, args: tuple, kwargs: dict[str, Any], shape: Any, place: Place,
               node: fx.Node) -> Any:
+        if name in ("cat", "concat"):  # an empty cache of keys is joined to the keys
+            args = ([a for a in args[0] if isinstance(a, Value) or a.numel()], *args[1:])
         values = [a for a in leaves((args, kwargs)) if isinstance(a, Value)]
         first = values[0]
         if name in ("expand_as", "view_as", "reshape_as"):

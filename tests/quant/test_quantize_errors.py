@@ -61,6 +61,8 @@ def refused(module: nn.Module, batches: Any, message: str, last: str = "") -> No
     (lambda m, y: y.exp(), r"no operation for exp as it is used here.*\(blocks\.0, "),
     (lambda m, y: y[y > 0], r"The operator gt is not supported \(blocks\.0, "),
     (lambda m, y: y.nonzero(), r"The shape of nonzero's result depends on .* \(blocks\.0, "),
+    (lambda m, y: F.rms_norm(y.view(B, -1, 4, 4), (4,)).flatten(2),
+     r"A norm over a part of the channels .*\(blocks\.0, "),
     (lambda m, y: y.softmax(-1), r"A softmax is only supported over the keys .*\(blocks\.0, "),
 ])
 def test_operators(function: Callable[..., Any], message: str) -> None:

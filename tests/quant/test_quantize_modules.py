@@ -144,7 +144,32 @@ def test_transformer_decoder(tmp_path: Path, norm_first: bool, layers: int) -> N
                        made.as_torch()(memory=floats(13), tgt=floats(12)))
 
 
+def test_transformer_with_a_mask_alone(tmp_path: Path) -> None:
+    """Nothing but the mask says that the target is causal."""
+    module = randomized(nn.Transformer(C, 2, 1, 1, 24, batch_first=True), 41)
+    batch = {"src": floats(42, MANY), "tgt": floats(43, MANY),
+             "tgt_mask": nn.Transformer.generate_square_subsequent_mask(T)}
+    made = check(module, [batch], batch | {"src": floats(44), "tgt": floats(45)}, tmp_path)
+    assert [a.causal for a in made.network.of_kind(Attention)] == [False, True, False]
+
+
 # Modules that people write
+
+class Weighing(nn.Module):
+    """Attention whose weights nobody reads, as `nn.MultiheadAttention` returns them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm = nn.MultiheadAttention(C, 4, batch_first=True), nn.LayerNorm(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.attention(x, x, x)
+        return self.norm(x - y)
+
+
+def test_attention_weights_that_nobody_reads(tmp_path: Path) -> None:
+    check(randomized(Weighing(), 46), [floats(47, MANY)], {"x": floats(48)}, tmp_path)
+
 
 class Block(nn.Module):
     """Self-attention and a gated feed-forward network, in the spelling ``how``."""
@@ -267,14 +292,33 @@ def llama(hf: Any) -> nn.Module:
         num_key_value_heads=2, intermediate_size=24, max_position_embeddings=T))
 
 
-@pytest.mark.parametrize("model", [bert, gpt2, llama])
+def gemma(hf: Any) -> nn.Module:
+    """Its embeddings are scaled before the first norm."""
+    return hf.GemmaForCausalLM(hf.GemmaConfig(
+        vocab_size=VOCABULARY, hidden_size=C, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=24, max_position_embeddings=T, head_dim=4))
+
+
+class Tagger(nn.Module):
+    """A GPT-2 inside, whose cache of keys the caller has not turned off."""
+
+    def __init__(self, hf: Any) -> None:
+        super().__init__()
+        self.body, self.head = gpt2(hf).transformer, nn.Linear(C, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("model", [bert, gpt2, llama, gemma, Tagger])
 def test_hugging_face(hf: Any, tmp_path: Path, model: Callable[[Any], nn.Module]) -> None:
     module = randomized(model(hf), 28)
     lengths = [T, 8, 3, 1]
     mask = inside(lengths).long()
     batches = [{"input_ids": ids(29), "attention_mask": mask}, {"input_ids": ids(30, MANY)[:, :9]}]
     made = check(module, batches, {"input_ids": ids(31)}, tmp_path)
-    assert made.graph.generative == (model is not bert)
+    assert made.graph.generative == (model in (gpt2, llama, gemma))
     padded = {"input_ids": ids(32), "attention_mask": mask}
     check_padding(made, padded, "attention_mask", lengths)
     ours, theirs = tensors(made.as_torch()(**padded))[0], tensors(module(**padded))[0]
