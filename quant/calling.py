@@ -172,12 +172,13 @@ class Signature:
     """How a quantized model is called: like the module that it was made from.
 
     ``parameters``: names of positional arguments, in order; ``names``: of the network's inputs, by
-    those arguments that have another name; ``attention`` and ``options``: what the module was
-    captured with, which no call can change.
+    those arguments that have another name; ``ignored``: arguments that nothing depends on;
+    ``attention`` and ``options``: what the module was captured with, which no call can change.
     """
 
     parameters: tuple[str, ...] = (TOKENS, "attention_mask")
     names: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
     attention: Mapping[str, Tensor] = field(default_factory=dict)
     options: Mapping[str, Option] = field(default_factory=dict)
 
@@ -203,4 +204,9 @@ class Signature:
 
     def renamed(self, call: Call) -> dict[str, Tensor]:
         """The inputs of a call by the network's names."""
-        return {self.names.get(name, name): value for name, value in call.inputs.items()}
+        return {self.names.get(name, name): value for name, value in call.inputs.items()
+                if name not in self.ignored}
+
+    def argument(self, name: str) -> str:
+        """What the caller calls an input of the network."""
+        return next((a for a, n in self.names.items() if n == name), name)

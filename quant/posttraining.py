@@ -183,9 +183,11 @@ def quantize(
     seen = []
     progress("capturing", 0.0)
     network = capture(model, longest, context=recipe.context)
+    read = {network.arguments.get(name, name) for name in (*network.indices, *network.given)}
     signature = Signature(
         parameters=parameters_of(model), attention=longest.attention, options=longest.options,
-        names={argument: name for name, argument in network.arguments.items()})
+        names={argument: name for name, argument in network.arguments.items()},
+        ignored=frozenset(longest.inputs.keys() - read))
     for call in calls:
         batch: dict[str, ArrayLike] = dict(signature.renamed(call))
         lengths = call.lengths()

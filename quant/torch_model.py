@@ -53,6 +53,9 @@ class IntegerModule(nn.Module):
 
     def forward(self, *values: Any, **named: Any) -> Tensor | tuple[Tensor, ...]:
         inputs, lengths = self.signature.read(values, named)
+        for name in self.inputs:
+            if name not in inputs:
+                raise ForwardError(f"The input {self.signature.argument(name)!r} is missing")
         traced = self.trace(inputs, lengths)
         results = self.results(traced, lengths)
         return results[0] if len(results) == 1 else results

@@ -192,7 +192,7 @@ def test_capture_comes_before_calibration(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(("call", "message"), [
     ({"ids": IDS}, "The input 'x' is missing"),
-    ({"x": X}, "The input 'tokens' is missing"),
+    ({"x": X}, "The input 'ids' is missing"),
     ({"ids": IDS, "x": X[..., :3]}, r"'x' must have the shape \[B, T, 16\], not \[2, 8, 3\]"),
     ({"ids": IDS, "x": X, "z": X}, "has no input 'z'; it has tokens, x"),
     ({"ids": IDS + 9, "x": X}, "Values of 'tokens' must be 0 to 9"),

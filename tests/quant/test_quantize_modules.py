@@ -272,6 +272,26 @@ def test_mean_of_padded_sentences(tmp_path: Path) -> None:
     assert torch.equal(named, made.as_torch()(**padded))
 
 
+class Unused(nn.Module):
+    """Has an argument that it does nothing with, and positions that the caller may give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(VOCABULARY, C), nn.Embedding(T, C)
+
+    def forward(self, ids: Tensor, kinds: Tensor, position_ids: Tensor) -> Tensor:
+        return torch.tanh(self.words(ids)) + self.places(position_ids)
+
+
+def test_arguments_that_are_no_inputs(tmp_path: Path) -> None:
+    batch = {"kinds": ids(49), "position_ids": torch.arange(T).expand(4, T)}
+    made = check(randomized(Unused(), 50), [batch | {"ids": ids(51)}], batch | {"ids": ids(52)},
+                 tmp_path)
+    assert made.network.indices == ("tokens",)
+    with pytest.raises(CaptureError, match=r"'position_ids' must be .* and count from 0"):
+        made.as_torch()(**batch | {"ids": ids(52), "position_ids": ids(53)})
+
+
 # Hugging Face's
 
 def bert(hf: Any) -> nn.Module:
