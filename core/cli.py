@@ -231,6 +231,7 @@ def demo(config_name: str) -> None:
     help="Text (for sentence models one sentence a line), or tokens [N, T] as .npy.",
 )
 @click.option("--budget", default="", help="cosine=0.999 or ppl=1.005: 8 bits where it allows.")
+@click.option("--context", type=int, help="Longest sequence, if not the model's own.")
 @click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .slq file.")
 @click.option("--report", type=click.Path(path_type=Path), help="Every tensor on an HTML page.")
 def quantize(
@@ -238,13 +239,14 @@ def quantize(
     tokenizer: str | None,
     calibration: Path | None,
     budget: str,
+    context: int | None,
     output: Path,
     report: Path | None,
 ) -> None:
     """Quantize a checkpoint to a file that `generate --model` reads.
 
-    MODEL: `bundled`, `minilm`, a llama2.c .bin file, or safetensors with config.json (Llama, BERT,
-    GPT-2).
+    MODEL: `bundled`, `minilm`, a llama2.c .bin file, safetensors with config.json (Llama, BERT,
+    GPT-2), or a float .onnx file.
     """
     if output.suffix != SUFFIX:
         raise UserError(f"The output must end with {SUFFIX}, not {output.name!r}")
@@ -254,7 +256,7 @@ def quantize(
     from systolith.quant.export import quantize_checkpoint
     from systolith.quant.recipe import Recipe
 
-    recipe = Recipe(budget=budget)
+    recipe = Recipe(budget=budget, context=context)
     with _bar() as step:
         made = quantize_checkpoint(
             model, tokenizer, recipe=recipe, calibration=calibration, progress=step
@@ -268,6 +270,20 @@ def quantize(
     if report is not None:
         report.write_text(found.html(f"{Path(model).name}, quantized"), encoding="utf-8")
         click.echo(report)
+    click.echo(output)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .onnx file.")
+def export(model: Path, output: Path) -> None:
+    """Write a quantized model (.slq) as ONNX QDQ, to be run and compared elsewhere."""
+    if output.suffix != ".onnx":
+        raise UserError(f"The output must end with .onnx, not {output.name!r}")
+    from systolith.artifact import Artifact
+    from systolith.quant.onnx_export import export_onnx
+
+    export_onnx(Artifact.load(model).graph, output)
     click.echo(output)
 
 
@@ -423,21 +439,27 @@ def softmax(rows: int, length: int, config_name: str, bits: str, seed: int, as_j
     help="Checkpoint, `bundled` or `minilm`; may be given several times.",
 )
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
-@click.option("--budget", default="", help="cosine=0.999 or ppl=1.005: 8 bits where it allows.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    default=["cosine=0.999"],
+    show_default=True,
+    help="Kept by sentence models (cosine) or language models (ppl); may be given twice.",
+)
 @click.option("--sequences", default=80, show_default=True, help="Texts of 256 tokens to sample.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 def accuracy(
     models: tuple[str, ...],
     tokenizer: str | None,
-    budget: str,
+    budgets: tuple[str, ...],
     sequences: int,
     seed: int,
     as_json: bool,
 ) -> None:
     """Integer models beside their float models, on text that calibration has not seen."""
     from systolith.quant.accuracy import measure_accuracy
-    from systolith.quant.recipe import Recipe
 
     results = []
     for model in models:
@@ -446,7 +468,7 @@ def accuracy(
                 measure_accuracy(
                     model,
                     tokenizer=tokenizer,
-                    recipe=Recipe(budget=budget),
+                    budgets=budgets,
                     sequences=sequences,
                     seed=seed,
                     progress=step,

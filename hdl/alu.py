@@ -1,7 +1,7 @@
 """The arithmetic of ``vector`` instructions: V lanes of scale, table, combine, saturate."""
 
-from amaranth import Cat, EnableInserter, Module, Mux, Signal, Value, signed
-from amaranth.lib import data, stream, wiring
+from amaranth import Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolith import isa
@@ -9,7 +9,7 @@ from systolith.config import Config
 from systolith.hdl.combine import CombineLane
 from systolith.hdl.function_table import FunctionTable
 from systolith.hdl.layouts import PARAMETER, WritePort, row
-from systolith.hdl.pipeline import delay
+from systolith.hdl.pipeline import Flow, delay
 from systolith.hdl.requant import Requantize
 
 OPERATION = data.StructLayout(
@@ -45,14 +45,15 @@ class Alu(wiring.Component):
 
     Latency: ``Requantize.LATENCY`` if A is scaled or 32-bit, otherwise ``AS_IT_IS`` (1), plus
     ``FunctionTable.LATENCY`` if a table is used, plus ``CombineLane.LATENCY`` (or
-    ``LATENCY_MULTIPLY``) if B is joined. The whole pipeline stands still while ``o.ready`` is low,
-    so ``i.ready`` follows ``o.ready`` in the same cycle. Seven multipliers a lane.
+    ``LATENCY_MULTIPLY``) if B is joined. Nothing waits: a beat may enter only if there is a place
+    for its result. An enable would have to reach 4,000 registers at V = 4. Seven multipliers a
+    lane.
 
     Members
     -------
-    i : in, stream of ``operands(lanes)``
+    i : in, flow of ``operands(lanes)``
     table_write : write port of the function tables, never waits
-    o : out, stream of V signed 16
+    o : out, flow of V signed 16
         Sign-extended if the results are 8-bit.
     operation : in, ``OPERATION``
         Changes only while no beat is under way.
@@ -65,29 +66,26 @@ class Alu(wiring.Component):
         self.table = FunctionTable(config)
         super().__init__(
             {
-                "i": In(stream.Signature(operands(config.lanes))),
+                "i": In(Flow(operands(config.lanes))),
                 "table_write": In(
                     WritePort(self.table.write.signature.address_bits, row(config), 1)
                 ),
-                "o": Out(stream.Signature(data.ArrayLayout(signed(16), config.lanes))),
+                "o": Out(Flow(data.ArrayLayout(signed(16), config.lanes))),
                 "operation": In(OPERATION),
             }
         )
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.d.comb += self.i.ready.eq(self.o.ready)
         m.submodules.table = self.table
         wiring.connect(m, wiring.flipped(self.table_write), self.table.write)
 
-        pipeline = Module()
+        m.submodules.pipeline = pipeline = Module()
         beat = self.i.payload
         others = Cat(beat.b, beat.b2)
         y, others, valid = self._scale(pipeline, others)
         y, others, valid = self._lookup(pipeline, y, others, valid)
         y, valid = self._combine(pipeline, y, others, valid)
-        m.submodules.pipeline = EnableInserter(self.o.ready)(pipeline)
-
         m.d.comb += self.o.valid.eq(valid)
         for lane, value in enumerate(y):
             fits = (value[7:] == 0) | value[7:].all()
@@ -126,7 +124,6 @@ class Alu(wiring.Component):
             used.eq(operation.table != isa.TableMode.NONE),
             table.exact.eq(operation.table == isa.TableMode.EXACT),
             table.slot.eq(operation.slot),
-            table.enable.eq(self.o.ready),
         ]
         result = []
         for lane, x in enumerate(y):

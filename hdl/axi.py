@@ -310,15 +310,15 @@ class BurstSplitter(wiring.Component):
         longest = min(self.config.max_burst, page_beats)
 
         active = Signal()
-        job = Signal.like(self.jobs.payload)
-        page = Signal(ADDRESS_BITS - 12)
-        offset = Signal(page_bits)
+        job = Signal.like(self.jobs.payload, reset_less=True)
+        page = Signal(ADDRESS_BITS - 12, reset_less=True)
+        offset = Signal(page_bits, reset_less=True)
         """Beat within the page."""
-        rest = Signal(self.beat_bits)
+        rest = Signal(self.beat_bits, reset_less=True)
         """Beats that are left of the row, less one."""
-        rows_left = Signal(16)
-        last_row = Signal()
-        next_row = Signal(ADDRESS_BITS)
+        rows_left = Signal(16, reset_less=True)
+        last_row = Signal(reset_less=True)
+        next_row = Signal(ADDRESS_BITS, reset_less=True)
 
         # A row of beats ends here if it fits into the page and into a burst. Else the burst goes to
         # the end of the page, if that is near enough. No comparison waits for another.

@@ -5,18 +5,21 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from systolith.hdl.pipeline import Credits
+
 _PLACES = 4
 
 
 class BlockQueue(wiring.Component):
     """Four places for the answers of a memory that cannot be held up.
 
-    A request made in a cycle where ``room`` is high finds a place when its answer is pushed in the
-    next cycle. That is enough for an answer every cycle, although ``room`` does not know of the
-    ``pop`` in the same cycle.
+    A request claims a place for its answer, which is pushed in the next cycle. Four places are
+    enough for an answer every cycle.
 
     Members
     -------
+    claim : in, 1
+        Claims a place; only while ``room`` is high.
     push : in, 1; i : in, ``shape``
     o : out, ``shape``
         The oldest block, while ``valid`` is high; from the cycle after its ``push``.
@@ -24,13 +27,14 @@ class BlockQueue(wiring.Component):
         Removes it; only while ``valid`` is high.
     valid : out, 1
     room : out, 1
-        Depends on ``push`` in the same cycle, and on nothing else but registers.
+        A register: a place is free and not claimed.
     """
 
     def __init__(self, shape) -> None:
         self.shape = shape
         super().__init__(
             {
+                "claim": In(1),
                 "push": In(1),
                 "i": In(shape),
                 "o": Out(shape),
@@ -44,12 +48,15 @@ class BlockQueue(wiring.Component):
         m = Module()
         m.submodules.places = places = Memory(shape=self.shape, depth=_PLACES, init=[])
         write, read = places.write_port(), places.read_port(domain="comb")
+        m.submodules.credits = credits = Credits(_PLACES)
         level = Signal(range(_PLACES + 1))
         m.d.comb += [
             write.en.eq(self.push),
             Value.cast(write.data).eq(Value.cast(self.i)),
             Value.cast(self.o).eq(Value.cast(read.data)),
-            self.room.eq(level + self.push < _PLACES),
+            credits.take.eq(self.claim),
+            credits.give.eq(self.pop),
+            self.room.eq(credits.available),
         ]
         m.d.sync += [
             level.eq(level + self.push - self.pop),

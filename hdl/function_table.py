@@ -18,9 +18,9 @@ ENTRY = data.StructLayout({"base": signed(16), "slope": signed(16)})
 class FunctionTable(wiring.Component):
     """``golden.lookup`` and ``golden.lookup8`` on V lanes, bit-exact, from loadable tables.
 
-    ``result`` belongs to the inputs of ``LATENCY`` enabled cycles ago; V values enter every cycle.
-    One multiplier a lane. Every lane has a copy of all tables in block RAM, in D / 4 banks, because
-    a word of D bytes writes D / 4 entries at once.
+    ``result`` belongs to the inputs of ``LATENCY`` cycles ago; V values enter every cycle, and
+    nothing waits. One multiplier a lane. Every lane has a copy of all tables in block RAM, in D / 4
+    banks, because a word of D bytes writes D / 4 entries at once.
 
     Members
     -------
@@ -33,8 +33,6 @@ class FunctionTable(wiring.Component):
     slot : in, 3
         Which table, modulo ``table_slots``. Stays the same while values are under way, as
         ``exact`` does.
-    enable : in, 1
-        Nothing but ``write`` moves while it is low.
     """
 
     LATENCY = 4
@@ -50,7 +48,6 @@ class FunctionTable(wiring.Component):
                 "result": Out(lanes),
                 "exact": In(1),
                 "slot": In(3),
-                "enable": In(1),
             }
         )
 
@@ -78,17 +75,15 @@ class FunctionTable(wiring.Component):
         product = Signal(signed(24), reset_less=True)
         line = Signal(signed(18), reset_less=True)
         over = Signal(reset_less=True)
-        with m.If(self.enable):
-            fraction_2 = delay(m, fraction, 2, "fraction")
-            base_3 = delay(m, base, 1, "base")
-            m.d.sync += product.eq(slope * fraction_2)
+        fraction_2 = delay(m, fraction, 2, "fraction")
+        base_3 = delay(m, base, 1, "base")
+        m.d.sync += product.eq(slope * fraction_2)
         m.d.comb += [
             line.eq(base_3 + ((product + Const(128, signed(24))) >> 8)),
             over.eq((line[15:] != 0) & ~line[15:].all()),
         ]
         clamped = Cat((~line[-1]).replicate(15), line[-1])
-        with m.If(self.enable):
-            m.d.sync += self.result[lane].eq(Mux(over, clamped, line[:16]).as_signed())
+        m.d.sync += self.result[lane].eq(Mux(over, clamped, line[:16]).as_signed())
         return m
 
     def _read(self, m: Module, index: Signal) -> tuple[Signal, Signal]:
@@ -109,12 +104,11 @@ class FunctionTable(wiring.Component):
                 write.data.eq(self.write.data.as_value()[bits : bits + 32]),
                 write.en.eq(self.write.en & self.write.mask),
                 read.addr.eq(entry[bank_bits:]),
-                read.en.eq(self.enable),
+                read.en.eq(1),
             ]
             words.append(read.data)
         chosen = Signal(bank_bits, reset_less=True)
         found = Signal(ENTRY, reset_less=True)
-        with m.If(self.enable):
-            m.d.sync += chosen.eq(index[:bank_bits])
-            m.d.sync += found.as_value().eq(Cat(words).word_select(chosen, 32))
+        m.d.sync += chosen.eq(index[:bank_bits])
+        m.d.sync += found.as_value().eq(Cat(words).word_select(chosen, 32))
         return found.base, found.slope

@@ -76,8 +76,8 @@ class InstructionFetch(wiring.Component):
 
         # Requests, through a register: what is in it counts as in flight.
         requested = Signal()
-        request = Signal.like(self.bus.requests.payload)
-        next_beat = Signal(32 - size)
+        request = Signal.like(self.bus.requests.payload, reset_less=True)
+        next_beat = Signal(32 - size, reset_less=True)
         room = Signal(range(capacity + 1), init=capacity)
         in_flight = Signal(range(_IN_FLIGHT + 1))
         stale = Signal(range(_IN_FLIGHT + 1))

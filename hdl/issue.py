@@ -148,8 +148,11 @@ class Issue(wiring.Component):
             consumed, produced = _consumed(unit), _produced(unit)
             missing = head.wait & ~pick(semaphores.available, consumed)
 
+            # A register: what is queued in this cycle counts, what leaves counts a cycle later.
+            room = Signal(name=f"{name}_room", init=1)
+            m.d.sync += room.eq(queue.w_level + queue.w_en < self.config.queue_depth)
             with m.If(incoming.unit == unit):
-                m.d.comb += self.queued.ready.eq(queue.w_rdy)
+                m.d.comb += self.queued.ready.eq(room)
             m.d.comb += [
                 queue.w_data.eq(
                     Cat(
@@ -158,7 +161,7 @@ class Issue(wiring.Component):
                         incoming.command,
                     )
                 ),
-                queue.w_en.eq(self.queued.valid & (incoming.unit == unit)),
+                queue.w_en.eq(self.queued.valid & room & (incoming.unit == unit)),
                 grants[unit].eq(
                     queue.r_rdy & ~granted & under_way.w_rdy & ~missing.any() & ~self.stop
                 ),

@@ -87,9 +87,9 @@ class LoadUnit(wiring.Component):
         # Decode. One register stage behind the queue, which also adds the base.
         command = self.commands.payload
         prepared = Signal()
-        transfer = Signal(_TRANSFER)
-        start = Signal(32)
-        stride = Signal(32)
+        transfer = Signal(_TRANSFER, reset_less=True)
+        start = Signal(32, reset_less=True)
+        stride = Signal(32, reset_less=True)
         misaligned = Signal()
         skip = Signal()
         m.d.comb += [
@@ -150,11 +150,11 @@ class LoadUnit(wiring.Component):
 
         # Data side: the transfer whose beats arrive, and behind it one word on its way out.
         active = Signal()
-        current = Signal(_TRANSFER)
+        current = Signal(_TRANSFER, reset_less=True)
         head = data.View(_TRANSFER, transfers.r_data)
-        address = Signal(LOCAL_BITS)
-        row_address = Signal(LOCAL_BITS)
-        words_left = Signal(16)
+        address = Signal(LOCAL_BITS, reset_less=True)
+        row_address = Signal(LOCAL_BITS, reset_less=True)
+        words_left = Signal(16, reset_less=True)
         failed = Signal()
         gathered = Signal(8 * config.dim, reset_less=True)
         """The beats of a word so far, the youngest at the top."""

@@ -139,12 +139,12 @@ class Norm(wiring.Component):
         whole, part = row.length[log_v:], row.length[:log_v]
         features, squares = [], []
         for lane in range(v):
-            word = Signal(ring.w_data[lane].shape(), name=f"word_{lane}")
+            word = Signal(ring.w_data[lane].shape(), name=f"word_{lane}", reset_less=True)
             valid = (index < whole) | ((index == whole) & (part > lane))
             m.d.sync += [word.valid.eq(valid), word.x.eq(Mux(valid, self.i.payload[lane], 0))]
             m.d.comb += ring.w_data[lane].eq(word)
-            feature = Signal(signed(16), name=f"feature_{lane}")
-            square = Signal(31, name=f"square_{lane}")
+            feature = Signal(signed(16), name=f"feature_{lane}", reset_less=True)
+            square = Signal(31, name=f"square_{lane}", reset_less=True)
             m.d.sync += [feature.eq(word.x), square.eq(word.x * word.x)]
             features.append(feature)
             squares.append(square)
@@ -154,8 +154,8 @@ class Norm(wiring.Component):
             delay(m, value, 2 + log_v, name)
             for value, name in ((first, "first_s"), (last, "last_s"), (accept, "accept_s"))
         )
-        total = Signal(signed(self.total_bits))
-        squares_total = Signal(self.squares_bits)
+        total = Signal(signed(self.total_bits), reset_less=True)
+        squares_total = Signal(self.squares_bits, reset_less=True)
         done = Signal()
         m.d.sync += done.eq(accept & last)
         with m.If(accept):
@@ -224,11 +224,11 @@ class Norm(wiring.Component):
             Value.cast(self.o.payload).eq(results.r_data),
         ]
 
-        count = Signal(self.count_bits)
+        count = Signal(self.count_bits, reset_less=True)
         wide = Signal()
-        total = Signal(signed(self.total_bits))
-        inverse = Signal(INVERSE_BITS)
-        shift = Signal(SHIFT_BITS)
+        total = Signal(signed(self.total_bits), reset_less=True)
+        inverse = Signal(INVERSE_BITS, reset_less=True)
+        shift = Signal(SHIFT_BITS, reset_less=True)
         m.d.sync += [
             count.eq(row.count),
             wide.eq(row.wide),
@@ -236,7 +236,7 @@ class Norm(wiring.Component):
             Cat(inverse, shift).eq(inverses.r_data),
         ]
         wide = delay(m, wide, Normalise.LATENCY, "wide")
-        parameter = Signal(kept)
+        parameter = Signal(kept, reset_less=True)
         m.d.sync += parameter.eq(parameters.r_data)
         for lane in range(v):
             m.submodules[f"normalise_{lane}"] = unit = Normalise(self.count_bits, self.total_bits)

@@ -81,11 +81,11 @@ class InverseDeviation(wiring.Component):
 
     def _radicand(self, m: Module) -> Signal:
         """``q`` before the maximum with 1, valid 8 cycles after the start."""
-        count = Signal.like(self.count)
-        squares = Signal(3 * DIGIT)
-        magnitude = Signal(2 * DIGIT - 1)
-        eps = Signal(16)
-        eps_shift = Signal(6)
+        count = Signal.like(self.count, reset_less=True)
+        squares = Signal(3 * DIGIT, reset_less=True)
+        magnitude = Signal(2 * DIGIT - 1, reset_less=True)
+        eps = Signal(16, reset_less=True)
+        eps_shift = Signal(6, reset_less=True)
         step = Signal(range(STEPS))
         m.d.sync += step.eq(step + 1)
         with m.If(self.start):
@@ -101,9 +101,10 @@ class InverseDeviation(wiring.Component):
         # Added: the three digits of the squares times the count, and eps as a digit times a power
         # of two. Subtracted: the three products of the two digits of the total.
         add_a, add_b, sub_a, sub_b = (
-            Signal(DIGIT, name=name) for name in ("add_a", "add_b", "sub_a", "sub_b")
+            Signal(DIGIT, name=name, reset_less=True)
+            for name in ("add_a", "add_b", "sub_a", "sub_b")
         )
-        place = Signal(2)
+        place = Signal(2, reset_less=True)
         low, high = magnitude[:DIGIT], magnitude[DIGIT:]
         with m.Switch(step):
             for digit in range(3):
@@ -123,12 +124,14 @@ class InverseDeviation(wiring.Component):
                     sub_b.eq(0),
                     place.eq(eps_shift[4:]),
                 ]
-        added, subtracted = Signal(2 * DIGIT), Signal(2 * DIGIT)
+        added = Signal(2 * DIGIT, reset_less=True)
+        subtracted = Signal(2 * DIGIT, reset_less=True)
         m.d.sync += [added.eq(add_a * add_b), subtracted.eq(sub_a * sub_b)]
 
         first = delay(m, step == 0, 2, "first")
         place_2 = delay(m, place, 1, "place")
-        plus, minus = Signal(RADICAND_BITS), Signal(RADICAND_BITS)
+        plus = Signal(RADICAND_BITS, reset_less=True)
+        minus = Signal(RADICAND_BITS, reset_less=True)
         for total, product in ((plus, added), (minus, subtracted)):
             placed = Signal(RADICAND_BITS, name="placed")
             with m.Switch(place_2):
@@ -136,7 +139,7 @@ class InverseDeviation(wiring.Component):
                     with m.Case(digit):
                         m.d.comb += placed.eq(product << (DIGIT * digit))
             m.d.sync += total.eq(Mux(first, 0, total) + placed)
-        radicand = Signal(RADICAND_BITS)
+        radicand = Signal(RADICAND_BITS, reset_less=True)
         m.d.sync += radicand.eq(plus - minus)
         return radicand
 
@@ -146,7 +149,7 @@ class InverseDeviation(wiring.Component):
         upper_zero, lower_zero = ~q[24:].any(), ~q[:24].any()
         low = Cat(q[0] | (upper_zero & lower_zero), q[1:24])
         skip_1 = Signal()
-        q_1 = Signal(48)
+        q_1 = Signal(48, reset_less=True)
         m.d.sync += [
             q_1.eq(Mux(upper_zero, Cat(Const(0, 24), low), q[8:])),
             skip_1.eq(upper_zero),
@@ -164,14 +167,14 @@ class InverseDeviation(wiring.Component):
 
         level_16, zero_16 = level(q_1, 16)
         level_8, zero_8 = level(level_16, 8)
-        q_2 = Signal(24)
-        skip_2 = Signal(3)
+        q_2 = Signal(24, reset_less=True)
+        skip_2 = Signal(3, reset_less=True)
         m.d.sync += [q_2.eq(level_8), skip_2.eq(Cat(zero_8, zero_16, skip_1))]
 
         level_4, zero_4 = level(q_2, 4)
         level_2, zero_2 = level(level_4, 2)
-        mantissa = Signal(18)
-        shift = Signal(SHIFT_BITS)
+        mantissa = Signal(18, reset_less=True)
+        shift = Signal(SHIFT_BITS, reset_less=True)
         skipped = Cat(zero_2, zero_4, skip_2)
         m.d.sync += [mantissa.eq(level_2), shift.eq(27 - skipped)]
         return mantissa, shift

@@ -59,6 +59,19 @@ def walk(m: Module, name: str, beats: Value) -> tuple[Signal, Signal, Signal, Si
     return accept, index, first, last
 
 
+class Flow(wiring.Signature):
+    """A stream whose sink is always ready.
+
+    Members
+    -------
+    valid : out, 1
+    payload : out, ``shape``
+    """
+
+    def __init__(self, shape) -> None:
+        super().__init__({"valid": Out(1), "payload": Out(shape)})
+
+
 class Buffer(wiring.Component):
     """Two places in registers: a stream in, the same stream out a cycle later, at a word a cycle.
 
@@ -77,11 +90,12 @@ class Buffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         spare = Signal(Value.cast(self.i.payload).shape(), reset_less=True)
+        head = Signal.like(spare)
         full = Signal()
-        m.d.comb += self.i.ready.eq(~full)
+        m.d.comb += [self.i.ready.eq(~full), Value.cast(self.o.payload).eq(head)]
         with m.If(self.o.ready | ~self.o.valid):
             m.d.sync += [
-                Value.cast(self.o.payload).eq(Mux(full, spare, Value.cast(self.i.payload))),
+                head.eq(Mux(full, spare, Value.cast(self.i.payload))),
                 self.o.valid.eq(full | self.i.valid),
                 full.eq(0),
             ]
@@ -128,6 +142,71 @@ class Credits(wiring.Component):
             m.d.sync += [free.eq(free - 1), self.available.eq(free != 1)]
         with m.Elif(self.give & ~self.take):
             m.d.sync += [free.eq(free + 1), self.available.eq(1)]
+        return m
+
+
+class Results(wiring.Component):
+    """A stream from pipelines that never wait: places in LUT RAM, claimed before they are written.
+
+    At a word a cycle a pipeline of L cycles needs L + 2 places.
+
+    Parameters
+    ----------
+    shape : shape of a word
+    depth : int
+        Words, a power of two.
+
+    Members
+    -------
+    claim : in, 1
+        Claims a place; only while ``available``.
+    write : in, 1; w_data : in
+        Writes the next of the claimed places; at the earliest in the cycle of its ``claim``.
+    o : out, stream of ``shape``
+        A word is offered from the cycle after its ``write``. ``valid`` is a register.
+    available : out, 1
+        A register: a place can be claimed.
+    """
+
+    def __init__(self, shape, depth: int) -> None:
+        if depth < 2 or depth & (depth - 1):
+            raise ValueError(f"Depth must be a power of two of at least 2, not {depth!r}")
+        self.shape = shape
+        self.depth = depth
+        super().__init__(
+            {
+                "claim": In(1),
+                "write": In(1),
+                "w_data": In(shape),
+                "o": Out(stream.Signature(shape)),
+                "available": Out(1, init=1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.words = words = memory.Memory(shape=self.shape, depth=self.depth, init=[])
+        writer, reader = words.write_port(), words.read_port(domain="comb")
+        m.submodules.credits = credits = Credits(self.depth)
+        pop = Signal()
+        level = Signal(range(self.depth + 1))
+        m.d.comb += [
+            pop.eq(self.o.valid & self.o.ready),
+            writer.en.eq(self.write),
+            Value.cast(writer.data).eq(Value.cast(self.w_data)),
+            Value.cast(self.o.payload).eq(Value.cast(reader.data)),
+            credits.take.eq(self.claim),
+            credits.give.eq(pop),
+            self.available.eq(credits.available),
+        ]
+        m.d.sync += [
+            writer.addr.eq(writer.addr + self.write),
+            reader.addr.eq(reader.addr + pop),
+        ]
+        with m.If(self.write & ~pop):
+            m.d.sync += [level.eq(level + 1), self.o.valid.eq(1)]
+        with m.Elif(pop & ~self.write):
+            m.d.sync += [level.eq(level - 1), self.o.valid.eq(level != 1)]
         return m
 
 

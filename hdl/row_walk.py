@@ -39,11 +39,11 @@ class RowWalk(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        walk = Signal(WALK)
-        row = Signal(ADDRESS_BITS)
-        rows_left = Signal(12)
-        blocks_left = Signal(12)
-        phase = Signal(8)
+        walk = Signal(WALK, reset_less=True)
+        row = Signal(ADDRESS_BITS, reset_less=True)
+        rows_left = Signal(12, reset_less=True)
+        blocks_left = Signal(12, reset_less=True)
+        phase = Signal(8, reset_less=True)
 
         next_row = Signal(ADDRESS_BITS)
         row_ends = Signal()

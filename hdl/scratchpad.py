@@ -47,9 +47,11 @@ def _take_turns(m: Module, first: Value, second: Value, ready: Value) -> Signal:
 class SharedReadPort(wiring.Component):
     """Two readers on one read port, in turns.
 
-    No latency of its own; ``data`` of the memory goes to both readers, and a reader knows by its
-    ``ready`` whether it is meant. Breaks no combinational paths: ``ready`` of a reader depends on
-    ``en`` of the other and on ``ready`` of the memory.
+    The port belongs to the reader that was served last, at first to the first one, for which it has
+    no latency. It changes hands in one cycle if the owner does not read, or was served and the
+    other waits. ``data`` of the memory goes to both readers, and a reader knows by its ``ready``
+    whether it is meant; that depends on ``ready`` of the memory and on a register, not on the other
+    reader.
 
     Members
     -------
@@ -68,13 +70,17 @@ class SharedReadPort(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         first, second = self.readers
-        pick = _take_turns(m, first.en, second.en, self.memory.ready)
+        second_owns = Signal()
+        other = Signal()
         m.d.comb += [
-            self.memory.en.eq(first.en | second.en),
-            self.memory.addr.eq(Mux(pick, second.addr, first.addr)),
-            first.ready.eq(self.memory.ready & ~pick),
-            second.ready.eq(self.memory.ready & (pick | ~first.en)),
+            other.eq(Mux(second_owns, first.en, second.en)),
+            self.memory.en.eq(Mux(second_owns, second.en, first.en)),
+            self.memory.addr.eq(Mux(second_owns, second.addr, first.addr)),
+            first.ready.eq(self.memory.ready & ~second_owns),
+            second.ready.eq(self.memory.ready & second_owns),
         ]
+        with m.If(other & (self.memory.ready | ~self.memory.en)):
+            m.d.sync += second_owns.eq(~second_owns)
         for reader in (first, second):
             m.d.comb += Value.cast(reader.data).eq(Value.cast(self.memory.data))
         return m

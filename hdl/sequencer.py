@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 
 from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
@@ -17,6 +19,17 @@ from systolith.registers import Error
 
 _FIRST_OPERAND = 2
 _LAST_WORD = isa.WORDS - 1
+_ILLEGAL, _FOR_UNIT = range(2)
+_CONTROL = dict(enumerate((entry.name for entry in isa.OPCODES if entry.unit == Unit.SEQUENCER), 2))
+_KINDS = 2 + len(_CONTROL)
+"""Kinds of instructions: one of these two, or the number of a control instruction."""
+
+
+def _encode(choices: dict[int, Value], bits: int) -> Value:
+    """The key whose value is 1; 0 if none is."""
+    return reduce(
+        or_, (Const(key, bits) & chosen.replicate(bits) for key, chosen in choices.items())
+    )
 
 
 class Registers(wiring.Component):
@@ -193,6 +206,16 @@ class Sequencer(wiring.Component):
         command = queued.command
         operation = operand(command, "alu", "op")
         condition = operand(command, "branch", "condition")
+        # Of the opcode, which arrives long before the instruction is executed. No m.Switch: yosys
+        # would make a memory of it.
+        kind, unit = Signal(range(_KINDS)), Signal(queued.unit.shape())
+        is_kind = {index: opcode == isa.BY_NAME[name].code for index, name in _CONTROL.items()}
+        is_unit = {
+            queue: Cat(opcode == e.code for e in isa.OPCODES if e.unit == queue).any()
+            for queue in isa.QUEUED
+        }
+        is_kind[_FOR_UNIT] = Cat(is_unit.values()).any()
+        m.d.sync += [kind.eq(_encode(is_kind, len(kind))), unit.eq(_encode(is_unit, len(unit)))]
         m.d.comb += [
             command.opcode.eq(opcode),
             command.flags.eq(flags),
@@ -201,6 +224,7 @@ class Sequencer(wiring.Component):
             Cat(queued.wait, queued.signal).eq(masks),
             registers.read.eq(selects[:4]),
             registers.write.eq(operand(command, "alu", "rd")),
+            queued.unit.eq(unit),
             alu.x.eq(x),
             alu.y.eq(y),
             alu.operation.eq(operation),
@@ -252,13 +276,7 @@ class Sequencer(wiring.Component):
                 with m.If(word.error):
                     fail(Error.BUS_READ)
 
-        def execute(unit: Unit) -> None:
-            m.d.comb += [self.queued.valid.eq(1), queued.unit.eq(unit)]
-            with m.If(self.queued.ready):
-                retire()
-                # What the next instruction's first word replaces has just left.
-                take_word()
-
+        control = {name: index for index, name in _CONTROL.items()}
         with m.FSM(init="idle"):
             with m.State("idle"), m.If(self.start & ~self.stop):
                 m.d.comb += registers.clear.eq(1)
@@ -275,18 +293,28 @@ class Sequencer(wiring.Component):
             with state("words"):
                 take_word()
 
-            with state("execute"), m.Switch(opcode):
-                for unit in isa.QUEUED:
-                    with m.Case(*(entry.code for entry in isa.OPCODES if entry.unit == unit)):
-                        execute(unit)
-                with m.Case(isa.BY_NAME["alu"].code):
+            with state("execute"), m.Switch(kind):
+                with m.Case(_FOR_UNIT):
+                    m.d.comb += self.queued.valid.eq(1)
+                    with m.If(self.queued.ready):
+                        retire()
+                        # What the next instruction's first word replaces has just left.
+                        take_word()
+                with m.Case(control["ldr"]):
+                    with m.If(self.addresses.payload[:2] != 0):
+                        fail(Error.MISALIGNED)
+                    with m.Else():
+                        m.d.comb += self.addresses.valid.eq(1)
+                        with m.If(self.addresses.ready):
+                            m.next = "load"
+                with m.Case(control["alu"]):
                     with m.If(operation > max(AluOp)):
                         fail(Error.ILLEGAL_OPCODE)
                     with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
                         m.next = "shift"
                     with m.Else():
                         write(alu.result)
-                with m.Case(isa.BY_NAME["branch"].code):
+                with m.Case(control["branch"]):
                     with m.If(condition > max(Condition)):
                         fail(Error.ILLEGAL_OPCODE)
                     with m.Else():
@@ -294,21 +322,14 @@ class Sequencer(wiring.Component):
                         with m.If(alu.holds):
                             m.d.sync += pc.eq(operand(command, "branch", "target"))
                             m.next = "restart"
-                with m.Case(isa.BY_NAME["ldr"].code):
-                    with m.If(self.addresses.payload[:2] != 0):
-                        fail(Error.MISALIGNED)
-                    with m.Else():
-                        m.d.comb += self.addresses.valid.eq(1)
-                        with m.If(self.addresses.ready):
-                            m.next = "load"
-                with m.Case(isa.BY_NAME["argmax"].code), m.If(self.vector_idle):
+                with m.Case(control["argmax"]), m.If(self.vector_idle):
                     write(self.maximum)
-                with m.Case(isa.BY_NAME["fence"].code), m.If(self.idle):
+                with m.Case(control["fence"]), m.If(self.idle):
                     retire()
-                with m.Case(isa.BY_NAME["mark"].code), m.If(self.idle):
+                with m.Case(control["mark"]), m.If(self.idle):
                     m.d.comb += self.marked.eq(1)
                     retire()
-                with m.Case(isa.BY_NAME["halt"].code), m.If(self.idle):
+                with m.Case(control["halt"]), m.If(self.idle):
                     m.d.comb += self.halted.eq(1)
                     retire()
                     m.next = "idle"

@@ -188,7 +188,7 @@ class Softmax(wiring.Component):
             target.write.eq(delay(m, accept, 3, "accept_d")),
         ]
         # A block RAM answers late in the cycle: its word is registered before the subtraction.
-        words = Signal.like(source.r_data)
+        words = Signal.like(source.r_data, reset_less=True)
         m.d.sync += words.eq(source.r_data)
         top = delay(m, tops.r_data, 2, "top").as_signed()
         terms = []
@@ -203,7 +203,7 @@ class Softmax(wiring.Component):
                 aligned.distance.eq(Mux(far, golden.MAX_EXPONENT, gap[:DISTANCE_BITS])),
                 aligned.valid.eq(word.valid),
             ]
-            term = Signal(TERM_BITS, name=f"term_{lane}")
+            term = Signal(TERM_BITS, name=f"term_{lane}", reset_less=True)
             shifted = (aligned.mantissa << golden.SUM_GUARD_BITS) >> aligned.distance
             m.d.sync += term.eq(Mux(aligned.valid, shifted, 0))
             terms.append(term)
@@ -213,7 +213,7 @@ class Softmax(wiring.Component):
             for value, name in ((first, "first_b"), (last, "last_b"), (accept, "accept_e"))
         )
         # Below max_length * 2**TERM_BITS, so no carry is lost.
-        total = Signal(TERM_BITS + exact_log2(self.max_length))
+        total = Signal(TERM_BITS + exact_log2(self.max_length), reset_less=True)
         done = Signal()
         with m.If(accept):
             m.d.sync += total.eq(Mux(first, 0, total) + beat_sum)
@@ -225,7 +225,7 @@ class Softmax(wiring.Component):
         # The largest term has its top bit set, so the sum has at least TERM_BITS bits.
         excess_max = exact_log2(self.max_length)
         excess = Signal(range(excess_max + 1))
-        total_1 = Signal.like(total)
+        total_1 = Signal.like(total, reset_less=True)
         m.d.sync += [total_1.eq(total), excess.eq(0)]
         for position in range(1, excess_max + 1):
             with m.If(total[TERM_BITS - 1 + position]):

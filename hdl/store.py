@@ -53,10 +53,11 @@ class _Source(wiring.Component):
     """Data side: reads what a fetch asks for; out comes a stream of D-byte words.
 
     One word a cycle. An accumulator row is read every fourth cycle and leaves as four words. Reads
-    run ahead into a FIFO of ``AHEAD`` words, whose space is reserved before a read is asked for.
+    run ahead into a FIFO of ``AHEAD`` words, whose space is reserved before a read is asked for:
+    there must have been room for two rows of the accumulator one cycle earlier.
     """
 
-    AHEAD = 8
+    AHEAD = 16
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -72,14 +73,15 @@ class _Source(wiring.Component):
         m = Module()
         word_bits = 8 * self.config.dim
         active = Signal()
-        current = Signal(_FETCH)
-        address = Signal(LOCAL_BITS)
-        row_address = Signal(LOCAL_BITS)
-        words_left = Signal(16)
+        current = Signal(_FETCH, reset_less=True)
+        address = Signal(LOCAL_BITS, reset_less=True)
+        row_address = Signal(LOCAL_BITS, reset_less=True)
+        words_left = Signal(16, reset_less=True)
 
         m.submodules.ahead = ahead = fifo.SyncFIFO(width=word_bits, depth=self.AHEAD)
         room = Signal(range(self.AHEAD + 1), init=self.AHEAD)
         """Words of the FIFO that are neither occupied nor reserved."""
+        enough = Signal(init=1)
         need = Signal(3)
         # What to read next waits in registers: whether a memory grants the read is known late.
         read = data.StructLayout(
@@ -89,9 +91,11 @@ class _Source(wiring.Component):
         this = reads.o.payload
         arrived = Signal()
         arrived_accumulator = Signal()
+        arrived_row = Signal()
+        """Both of these, from a register."""
         arrived_single = Signal()
-        value = Signal(32)
-        rest = Signal((_ACC_WORDS - 1) * word_bits)
+        value = Signal(32, reset_less=True)
+        rest = Signal((_ACC_WORDS - 1) * word_bits, reset_less=True)
         """Words of the last accumulator row that still have to go into the FIFO."""
         rest_count = Signal(range(_ACC_WORDS))
 
@@ -110,12 +114,7 @@ class _Source(wiring.Component):
             self.fetches.ready.eq(~active | finishes),
             need.eq(Mux(this.accumulator & ~this.single, _ACC_WORDS, 1)),
             # One word enters the FIFO in each cycle: the next must find the way free.
-            wanted.eq(
-                reads.o.valid
-                & ~(arrived & arrived_accumulator)
-                & (rest_count <= 1)
-                & (room >= need)
-            ),
+            wanted.eq(reads.o.valid & ~arrived_row & (rest_count <= 1) & enough),
             self.activation.en.eq(wanted & ~this.single & ~this.accumulator),
             self.activation.addr.eq(this.address),
             self.accumulator.en.eq(wanted & ~this.single & this.accumulator),
@@ -149,8 +148,10 @@ class _Source(wiring.Component):
         m.d.sync += [
             arrived.eq(granted),
             arrived_accumulator.eq(self.accumulator.en),
+            arrived_row.eq(self.accumulator.en & self.accumulator.ready),
             arrived_single.eq(this.single),
             value.eq(this.value),
+            enough.eq(room >= 2 * _ACC_WORDS),
             room.eq(room - Mux(granted, need, 0) + (self.words.valid & self.words.ready)),
         ]
         row_in = Value.cast(self.accumulator.data)
@@ -182,8 +183,8 @@ class StoreUnit(wiring.Component):
     little-endian int32, lane 0 first. ``storew`` is one beat with four strobes.
 
     Bursts are sent one a cycle, up to ``outstanding`` without their response; local reads run ahead
-    of W by up to eight D-byte words. W carries a beat a cycle, without gaps between rows and
-    bursts, as long as memory takes it and the local memory grants a read whenever one is needed
+    of W by eight D-byte words or a few more. W carries a beat a cycle, without gaps between rows
+    and bursts, as long as memory takes it and the local memory grants a read whenever one is needed
     (every ``D / bus_bytes`` cycles for activations, a quarter as often for accumulators). An
     instruction may start before the responses of the last have arrived; one is taken every other
     cycle.
@@ -233,10 +234,10 @@ class StoreUnit(wiring.Component):
         # Decode. One register stage behind the queue, which also adds the base.
         command = self.commands.payload
         prepared = Signal()
-        fetch = Signal(_FETCH)
-        start = Signal(32)
-        stride = Signal(32)
-        pc = Signal(PC_BITS)
+        fetch = Signal(_FETCH, reset_less=True)
+        start = Signal(32, reset_less=True)
+        stride = Signal(32, reset_less=True)
+        pc = Signal(PC_BITS, reset_less=True)
         with m.If(self.commands.valid & self.commands.ready):
             m.d.sync += [
                 prepared.eq(1),
@@ -316,8 +317,8 @@ class StoreUnit(wiring.Component):
         w_new = Signal(w_burst)
         b_new = Signal(b_burst)
         aw = self.bus.aw
-        aw_address = Signal(32)
-        aw_length = Signal(8)
+        aw_address = Signal(32, reset_less=True)
+        aw_length = Signal(8, reset_less=True)
         room = Signal()
         accept = Signal()
         issue = Signal()

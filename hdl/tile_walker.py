@@ -62,13 +62,13 @@ class TileWalker(wiring.Component):
         k_tiles, k_left, n_left = Signal(12), Signal(12), Signal(12)
         stride_n, stride_k = Signal(weight_bits), Signal(weight_bits)
         act_stride, acc_stride = Signal(act_bits), Signal(acc_bits)
-        rows = Signal(16)
+        rows = Signal(16, reset_less=True)
         columns, wide, is_signed, accumulate = Signal(), Signal(), Signal(), Signal()
         block = Signal(range(3))  # rows from one block to the next
         mask_in, mask_out, group_log2, group = Signal(), Signal(), Signal(4), Signal(8)
         act_first, act = Signal(act_bits), Signal(act_bits)
         weight_n, weight = Signal(weight_bits), Signal(weight_bits)
-        acc = Signal(acc_bits)
+        acc = Signal(acc_bits, reset_less=True)
         first_k = Signal()
 
         def field(name: str) -> Value:

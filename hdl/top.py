@@ -8,7 +8,7 @@ m_axi write ◀─ store
 
 from typing import Any
 
-from amaranth import Cat, Module, ResetInserter
+from amaranth import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect
 
@@ -96,7 +96,14 @@ class Systolith(wiring.Component):
             "sequencer": sequencer, "issue": issue, "scratchpad": scratchpad,
             "accumulator": accumulator, "arbiter": arbiter,
         }.items():  # fmt: skip
-            m.submodules[name] = ResetInserter(supervisor.machine_reset)(block)
+            m.submodules[name] = DomainRenamer("units")(block)
+
+        # Everything that is reset waits for one register: from ``rst`` and the supervisor to it is
+        # a long way, and from it to thousands of others another one.
+        reset, go = Signal(init=1), Signal()
+        m.domains.units = ClockDomain(local=True)
+        m.d.comb += [ClockSignal("units").eq(ClockSignal()), ResetSignal("units").eq(reset)]
+        m.d.sync += [reset.eq(supervisor.machine_reset), go.eq(supervisor.go)]
 
         # Outside.
         connect_flat(m, self, "s_axil", csr.bus)
@@ -143,7 +150,7 @@ class Systolith(wiring.Component):
             supervisor.reset.eq(csr.soft_reset),
             supervisor.quiet.eq(quiet.quiet),
             supervisor.halted.eq(sequencer.halted),
-            sequencer.start.eq(supervisor.go),
+            sequencer.start.eq(go),
         ]
         m.d.comb += [block.base.eq(csr.base) for block in (fetch, load, store)]
         m.d.comb += [
@@ -155,9 +162,10 @@ class Systolith(wiring.Component):
             watchdog: (watchdog.expired, Error.WATCHDOG, watchdog.suspect),
             **{unit: (unit.error, unit.error_code, unit.error_pc) for unit in units.values()},
         }
+        # Through registers: an error is the end of many a long path.
         for failure, block in zip(supervisor.failures, failures, strict=True):
             valid, code, pc = sources[block]
-            m.d.comb += [failure.valid.eq(valid), failure.code.eq(code), failure.pc.eq(pc)]
+            m.d.sync += [failure.valid.eq(valid), failure.code.eq(code), failure.pc.eq(pc)]
 
         # What the bus and the watchdog are judged by.
         ar, r = arbiter.axi.ar, arbiter.axi.r
@@ -176,10 +184,12 @@ class Systolith(wiring.Component):
             for port in (vector.acc, vector.activation, vector.activation_write,
                          vector.weight_write)
         ]  # fmt: skip
+        moved = Signal()
+        m.d.sync += moved.eq(Cat(moves).any())
         m.d.comb += [
             watchdog.limit.eq(csr.watchdog),
             watchdog.active.eq(~supervisor.stop),
-            watchdog.moved.eq(Cat(moves).any()),
+            watchdog.moved.eq(moved),
             watchdog.running.eq(issue.running),
             watchdog.blocked.eq(issue.blocked),
             watchdog.starved.eq(sequencer.starved),

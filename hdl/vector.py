@@ -17,7 +17,7 @@ from systolith.hdl.fetch_parameters import FetchParameters
 from systolith.hdl.layouts import COMMAND, UnitSignature, operand
 from systolith.hdl.norm import ROW as NORM_ROW
 from systolith.hdl.norm import Norm
-from systolith.hdl.pipeline import Buffer
+from systolith.hdl.pipeline import Results
 from systolith.hdl.row_walk import WALK
 from systolith.hdl.softmax import ROW as SOFTMAX_ROW
 from systolith.hdl.softmax import Softmax
@@ -27,6 +27,8 @@ from systolith.hdl.vector_write import DESTINATION, VectorWrite
 
 KINDS = data.StructLayout({"vector": 1, "softmax": 1, "norm": 1})
 """Which instruction it is."""
+_RESULTS = 32
+"""Places for results of the ALU: its longest way takes 17 cycles."""
 
 
 def _walk(m: Module, command: data.View, name: str, step: Value, period: Value) -> data.View:
@@ -114,11 +116,11 @@ class VectorUnit(wiring.Component):
         self._start_rows(m, command, start, kinds, softmax, norm)
         m.d.comb += alu.operation.eq(operation)
 
-        # The registers in front of the writer hold up the ALU, which has many others, by one of
-        # theirs. It may go on while softmax or norm write: then it is empty.
-        m.submodules.results = results = Buffer(data.ArrayLayout(signed(16), self.config.lanes))
+        # A beat enters the ALU when there is a place for its result.
+        m.submodules.results = results = Results(
+            data.ArrayLayout(signed(16), self.config.lanes), _RESULTS
+        )
         connect(m, results.o, write.i)
-        m.d.comb += alu.o.ready.eq(results.i.ready)
 
         # One instruction at a time, so that beats go where the instruction says.
         kind = Signal(KINDS)
@@ -146,11 +148,13 @@ class VectorUnit(wiring.Component):
             self._write_from(m, results, norm)
         with m.Else():
             m.d.comb += [
-                alu.i.valid.eq(read.o.valid & parameters.o.valid),
-                read.o.ready.eq(alu.i.ready & parameters.o.valid),
-                parameters.o.ready.eq(alu.i.ready & read.o.valid),
+                alu.i.valid.eq(read.o.valid & parameters.o.valid & results.available),
+                read.o.ready.eq(results.available & parameters.o.valid),
+                parameters.o.ready.eq(results.available & read.o.valid),
+                results.claim.eq(alu.i.valid),
+                results.write.eq(alu.o.valid),
+                Value.cast(results.w_data).eq(Value.cast(alu.o.payload)),
             ]
-            self._write_from(m, results, alu)
 
         comparing = self._compare(m, command, start, kinds, operation)
         m.d.comb += [
@@ -166,13 +170,13 @@ class VectorUnit(wiring.Component):
             m.d.sync += running.eq(0)
         return m
 
-    def _write_from(self, m: Module, results: Buffer, source: Alu | Softmax | Norm) -> None:
+    def _write_from(self, m: Module, results: Results, source: Softmax | Norm) -> None:
         m.d.comb += [
-            results.i.valid.eq(source.o.valid),
-            Value.cast(results.i.payload).eq(Value.cast(source.o.payload)),
+            results.claim.eq(source.o.valid & results.available),
+            results.write.eq(results.claim),
+            Value.cast(results.w_data).eq(Value.cast(source.o.payload)),
+            source.o.ready.eq(results.available),
         ]
-        if source is not self.alu:
-            m.d.comb += source.o.ready.eq(results.i.ready)
 
     def _start_read(self, m: Module, command: data.View, start: Signal, kinds: data.View) -> None:
         def field(name: str) -> Value:
@@ -217,7 +221,7 @@ class VectorUnit(wiring.Component):
 
     def _operation(self, m: Module, command: data.View, start: Signal) -> data.View:
         """What the ALU does, for as long as the instruction runs."""
-        operation = Signal(OPERATION)
+        operation = Signal(OPERATION, reset_less=True)
         with m.If(start):
             for name in ("scale", "table", "slot", "combine", "mult_a", "mult_b", "shift"):
                 m.d.sync += operation[name].eq(operand(command, "vector", name))
@@ -257,7 +261,7 @@ class VectorUnit(wiring.Component):
             (softmax, SOFTMAX_ROW, "softmax", "limit"),
             (norm, NORM_ROW, "norm", "length"),
         ):
-            row = Signal(layout, name=f"{opcode}_row")
+            row = Signal(layout, name=f"{opcode}_row", reset_less=True)
             with m.If(start):
                 m.d.sync += [
                     row.beats.eq(operand(command, opcode, "blocks") * beats),
@@ -281,7 +285,7 @@ class VectorUnit(wiring.Component):
         beat_bits = 12 + (beats - 1).bit_length()
         m.submodules.argmax = argmax = ArgMax(self.config.lanes, beat_bits)
         wanted = Signal()
-        row_beats = Signal(beat_bits)
+        row_beats = Signal(beat_bits, reset_less=True)
         with m.If(start):
             m.d.sync += [
                 wanted.eq(kinds.vector & operand(command, "vector", "argmax")),
@@ -290,7 +294,7 @@ class VectorUnit(wiring.Component):
         forget = operand(command, "vector", "argmax") & operand(command, "vector", "restart")
         m.d.comb += [
             Value.cast(argmax.values).eq(Value.cast(out.payload)),
-            argmax.valid.eq(out.valid & out.ready & wanted),
+            argmax.valid.eq(out.valid & wanted),
             argmax.start.eq(start),
             argmax.forget.eq(start & kinds.vector & forget),
             argmax.beats.eq(row_beats),

@@ -64,11 +64,16 @@ class VectorRead(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-        sources = Signal(SOURCES)
+        sources = Signal(SOURCES, reset_less=True)
         with m.If(self.start):
             m.d.sync += sources.eq(self.sources)
-        from_acc = Signal()
-        m.d.comb += from_acc.eq(sources.format == isa.Format.ACC32)
+        # Twice: one register for the words, one for the requests, which are on long paths.
+        from_acc, from_activation = Signal(), Signal()
+        with m.If(self.start):
+            m.d.sync += [
+                from_acc.eq(self.sources.format == isa.Format.ACC32),
+                from_activation.eq(self.sources.format != isa.Format.ACC32),
+            ]
 
         block16 = data.ArrayLayout(signed(16), config.dim)
         m.submodules.walk_a = walk_a = RowWalk()
@@ -90,22 +95,25 @@ class VectorRead(wiring.Component):
         in_turn = wants.bit_select(turn, 1)
         m.d.comb += [
             a_wants.eq(walk_a.valid & queue_a.room),
-            self.acc.en.eq(a_wants & from_acc),
+            self.acc.en.eq(a_wants & ~from_activation),
             self.acc.addr.eq(walk_a.address),
             acc_goes.eq(self.acc.en & self.acc.ready),
-            wants[0].eq(a_wants & ~from_acc),
+            wants[0].eq(a_wants & from_activation),
             wants[1].eq(walk_b.valid & queue_b.room),
             wants[2].eq(walk_b.valid & queue_b2.room),
             self.activation.en.eq(in_turn),
             goes.eq((in_turn & self.activation.ready) << turn),
-            walk_a.next.eq(acc_goes | goes[0]),
+            queue_a.claim.eq(acc_goes | goes[0]),
+            queue_b.claim.eq(goes[1]),
+            queue_b2.claim.eq(goes[2]),
+            walk_a.next.eq(queue_a.claim),
             walk_b.next.eq(Mux(sources.b_pair, goes[2], goes[1])),
         ]
         b_line = Signal(walk_b.address.shape().width - 1)
         m.d.comb += b_line.eq(walk_b.address[1:] + (turn == 2))
         m.d.comb += self.activation.addr.eq(Mux(turn == 0, walk_a.address[1:], b_line))
         after_a = Mux(sources.b_used, 1, 0)
-        after_b = Mux(from_acc, 1, 0)
+        after_b = Mux(from_activation, 0, 1)
         with m.If(self.start):
             m.d.sync += turn.eq(Mux(self.sources.format == isa.Format.ACC32, 1, 0))
         with m.Elif(goes[0]):
@@ -150,9 +158,7 @@ class VectorRead(wiring.Component):
         beat = Signal(ceil_log2(beats))
         done = Signal()  # with the block
         m.d.comb += [
-            self.o.valid.eq(
-                a.valid & (b.valid | ~sources.b_used) & (b2.valid | ~sources.b_pair)
-            ),
+            self.o.valid.eq(a.valid & (b.valid | ~sources.b_used) & (b2.valid | ~sources.b_pair)),
             done.eq(self.o.valid & self.o.ready & (beat == beats - 1)),
             a.pop.eq(done),
             b.pop.eq(done & sources.b_used),

@@ -2,12 +2,14 @@
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from systolith.graph import Linear
+from systolith.quant.budget import Budget
 from systolith.quant.calibration_data import sampled_text
 from systolith.quant.checkpoint import Loaded, load_network
 from systolith.quant.compare import compare, cosines, integer_logits, network_logits
@@ -25,7 +27,7 @@ def measure_accuracy(
     path: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    recipe: Recipe | None = None,
+    budgets: Sequence[str] = (),
     sequences: int = 80,
     seed: int = 0,
     progress: Progress = silent,
@@ -36,11 +38,14 @@ def measure_accuracy(
     of 256 tokens that the float model writes at temperature 1: perplexities, and the part of the
     positions where both models find the same token likeliest. A sentence model: the cosine of its
     vectors for the package's evaluation sentences. ``eight_bit_inputs``: part of the inputs of
-    Linears that have 8 bits.
+    Linears that have 8 bits. ``budgets``: the one whose metric suits the model is kept, "ppl" of
+    language models and "cosine" of others; without one nothing is searched for.
     """
     started = time.monotonic()
     loaded = load_network(path, tokenizer)
-    made = quantize_loaded(loaded, recipe, progress=progress)
+    metric = "ppl" if loaded.network.generative else "cosine"
+    budget = next((text for text in budgets if Budget.parse(text).metric == metric), "")
+    made = quantize_loaded(loaded, Recipe(budget=budget), progress=progress)
     seconds = time.monotonic() - started
     if loaded.network.generative:
         found = _language(loaded, made, sequences, seed, str(path) == "bundled")
@@ -50,7 +55,7 @@ def measure_accuracy(
         raise RecipeError(f"{loaded.name} has no vocabulary, so there is no text to measure it on")
     inputs = [made.graph.tensors[node.x].bits for node in made.graph.of_kind(Linear)]
     return {
-        "model": loaded.name, "budget": "" if recipe is None else recipe.budget, **found,
+        "model": loaded.name, "budget": budget, **found,
         "linears": len(inputs), "eight_bit_inputs": inputs.count(8),
         "quantize_seconds": round(seconds, 1),
     }

@@ -94,6 +94,10 @@ class Budget:
             return error.mean <= math.log(self.limit)
         return error.mean <= 1 - self.limit and error.worst <= WORST * (1 - self.limit)
 
+    def binding(self, error: Error) -> float:
+        """The mean error that would be as near the limit as this one is in its tighter part."""
+        return error.mean if self.metric == "ppl" else max(error.mean, error.worst / WORST)
+
     def shown(self, error: Error) -> str:
         """An error in the words of the budget."""
         if self.metric == "ppl":

@@ -137,10 +137,11 @@ class Builder:
         """Magnitudes that the full range has to hold: [1], or of each channel."""
         seen = self.ranges[name]
         if name in self.cached:
-            largest = seen.largest * self.recipe.cache_headroom
+            largest = seen.largest * self.recipe.margin
             return largest if per_channel else largest.max(keepdims=True)
         if bits == 8:
-            return seen.clip(self.recipe.range, self.recipe.percentile, per_channel=per_channel)
+            method, percent = self.recipe.range, self.recipe.percentile
+            return self.recipe.margin * seen.clip(method, percent, per_channel=per_channel)
         largest = seen.largest * self.recipe.headroom
         return largest if per_channel else largest.max(keepdims=True)
 

@@ -39,7 +39,7 @@ class Loaded:
 
     network     what it computes, in float32
     tokenizer   of its texts; None where no vocabulary lies beside a BERT or GPT-2
-    family      "llama", "bert" or "gpt2"
+    family      "llama", "bert", "gpt2" or "onnx"
     name        as reports call it: what was asked for, without its folder
     bos, eos    tokens that begin and end a text, or None where nothing says which
     llama       the torch module, of a Llama: it keeps keys and values, which sampling needs
@@ -64,14 +64,20 @@ class Loaded:
         return self.tokenizer.encode(text, limit=self.network.context)
 
 
-def load_network(path: str | Path, tokenizer: str | Path | AnyTokenizer | None = None) -> Loaded:
+def load_network(
+    path: str | Path,
+    tokenizer: str | Path | AnyTokenizer | None = None,
+    *,
+    context: int | None = None,
+) -> Loaded:
     """The float network of a checkpoint, and what belongs to it.
 
     path       "bundled", "minilm", a llama2.c .bin file, a .safetensors file or a folder with
                model.safetensors (or several files and their index) and config.json, whose
-               model_type must be llama, bert or gpt2
+               model_type must be llama, bert or gpt2; or a float .onnx file
     tokenizer  the vocabulary or its file; otherwise, beside the model, tok<vocab_size>.bin or
                tokenizer.bin for a Llama, then tokenizer.json or vocab.txt
+    context    longest sequence, where an .onnx file leaves it open
 
     A BERT gives its last hidden state. Where a folder has sentence-transformers' modules.json, its
     tokens are pooled and normalised as that says, and sentences are as long as it allows.
@@ -81,6 +87,8 @@ def load_network(path: str | Path, tokenizer: str | Path | AnyTokenizer | None =
     library is not installed, TokenizerError.
     """
     name = Path(path).name
+    if Path(path).suffix == ".onnx":
+        return _loaded_onnx(Path(path), tokenizer, context)
     path = _found(path)
     if path.suffix == ".bin":
         return _loaded_llama(path, tokenizer, name)
@@ -207,6 +215,19 @@ def _loaded_llama(path: Path, tokenizer: str | Path | AnyTokenizer | None, name:
     description = (Description(path, {}) if path.suffix == ".bin" else _description(path))
     return _loaded(description, network=llama_network(model), family="llama", name=name,
                    tokenizer=_fitting(tokenizer, path, size), llama=model)
+
+
+def _loaded_onnx(
+    path: Path, tokenizer: str | Path | AnyTokenizer | None, context: int | None
+) -> Loaded:
+    from systolith.quant.onnx_import import load_onnx
+
+    network = load_onnx(path, context=context)
+    if tokenizer is None:
+        tokenizer = _beside(path, _JSON_VOCABULARIES)
+    vocabulary = _fitting(tokenizer, path, network.vocabulary) if tokenizer is not None else None
+    return _loaded(Description(path, {}), network=network, tokenizer=vocabulary, family="onnx",
+                   name=path.name)
 
 
 def _loaded(description: Description, *, network: Network, tokenizer: AnyTokenizer | None,

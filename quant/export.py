@@ -33,7 +33,9 @@ def quantize_checkpoint(
     give the same model on the same machine.
     """
     progress("loading", 0.0)
-    return quantize_loaded(load_network(path, tokenizer), recipe, calibration, progress)
+    context = None if recipe is None else recipe.context
+    loaded = load_network(path, tokenizer, context=context)
+    return quantize_loaded(loaded, recipe, calibration, progress)
 
 
 def quantize_loaded(

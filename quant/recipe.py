@@ -37,7 +37,8 @@ class Recipe:
                       of earlier ones
     range             of 8-bit tensors but keys and values: see `calibrate.Range.clip`
     percentile        part of the values, in percent, that "percentile" does not saturate
-    cache_headroom    keys and values can hold this multiple of the largest magnitude seen
+    margin            8-bit tensors can hold this multiple of their range; keys and values, whatever
+                      their bits, this multiple of the largest magnitude seen
     headroom          16-bit tensors can hold this multiple of the largest magnitude seen
     centering         ranges of channels are moved to lie around zero, and biases make up for it
     smoothing         0: none; else the part of a channel's outlier that moves to the weights
@@ -53,12 +54,12 @@ class Recipe:
     weights: tuple[tuple[str, int], ...] = ()
     group: int = 64
     rounding: str = "gptq"
-    range: str = "percentile"
+    range: str = "minmax"
     percentile: float = 99.99
-    cache_headroom: float = 1.25
+    margin: float = 1.1
     headroom: float = 2.0
     centering: bool = True
-    smoothing: float = 0.0
+    smoothing: float = 0.5
     clip_weights: bool = True
     bias_correction: bool = True
     context: int | None = None
@@ -82,8 +83,7 @@ class Recipe:
         check("rounding", self.rounding in ROUNDINGS, f"one of {', '.join(ROUNDINGS)}")
         check("range", self.range in METHODS, f"one of {', '.join(METHODS)}")
         check("percentile", 50 <= self.percentile <= 100, "from 50 to 100")
-        good = 1 <= self.cache_headroom <= 64
-        check("cache_headroom", good, "from 1 to 64")
+        check("margin", 1 <= self.margin <= 64, "from 1 to 64")
         check("headroom", 1 <= self.headroom <= 64, "from 1 to 64")
         check("smoothing", 0 <= self.smoothing <= 1, "from 0 to 1")
         good = self.context is None or (type(self.context) is int and self.context > 0)

@@ -29,8 +29,8 @@ from systolith.quant.recipe import Recipe
 from systolith.quant.torch_model import IntegerModule
 
 HELD_OUT = 4
-"""Every fourth batch judges, where there are as many; otherwise every fourth sequence."""
-LEFT_OVER = 8
+"""Every fourth sequence judges, where there are as many."""
+LEFT_OVER = 6
 """Choices beyond those of the bisection that are tried one by one."""
 
 
@@ -38,29 +38,31 @@ LEFT_OVER = 8
 class Choice:
     """One operand that may have 8 bits: the error that it causes alone, and the cycles it saves.
 
-    ``error``: mean, in the metric of the budget. ``kind``: the field of `Recipe` that says its
+    ``error``: in the metric of the budget. ``kind``: the field of `Recipe` that says its
     bits, "bits", "keys" or "values".
     """
 
     name: str
-    error: float
+    error: Error
     cycles: int
     kind: str = "bits"
 
 
 def split(seen: Batches) -> tuple[Batches, Batches]:
-    """Batches to calibrate on and to judge on; the same, where there are too few."""
-    if len(seen) >= HELD_OUT:
-        return ([b for i, b in enumerate(seen) if i % HELD_OUT != HELD_OUT - 1],
-                seen[HELD_OUT - 1::HELD_OUT])
+    """Batches to calibrate on and to judge on; the same, where there are too few.
+
+    Sequences are taken from all batches, which may be sorted by length.
+    """
     parts: tuple[Batches, Batches] = [], []
+    first = 0
     for inputs, lengths in seen:
-        count = len(next(iter(inputs.values())))
-        judge = torch.arange(count) % HELD_OUT == HELD_OUT - 1
-        for part, rows in zip(parts, (~judge, judge), strict=True):
-            if rows.any():
-                part.append(({n: x[rows] for n, x in inputs.items()},
-                             None if lengths is None else lengths[rows]))
+        rows = first + torch.arange(len(next(iter(inputs.values()))))
+        first += len(rows)
+        judge = rows % HELD_OUT == HELD_OUT - 1
+        for part, chosen in zip(parts, (~judge, judge), strict=True):
+            if chosen.any():
+                part.append(({name: x[chosen] for name, x in inputs.items()},
+                             None if lengths is None else lengths[chosen]))
     return parts if parts[1] else (seen, seen)
 
 
@@ -71,9 +73,9 @@ def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget,
     tokens = max(next(iter(inputs.values())).shape[1] for inputs, _ in judged)
     exact = [network.results(network.run(*batch), batch[1]) for batch in judged]
 
-    def error(read: Reader) -> float:
+    def error(read: Reader) -> Error:
         found = [network.results(network.run(*batch, read), batch[1]) for batch in judged]
-        return budget.error(exact, found, [lengths for _, lengths in judged]).mean
+        return budget.error(exact, found, [lengths for _, lengths in judged])
 
     found: list[Choice] = []
     products = [*network.of_kind(Linear), *network.of_kind(Attention)]
@@ -95,13 +97,13 @@ def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget,
             return (cost.attention_cycles(*of, **most)
                     - cost.attention_cycles(*of, **(most | fewer)))
 
-        cache = {name: ranges[name].largest * recipe.cache_headroom / 127 + 1e-30
+        cache = {name: ranges[name].largest * recipe.margin / 127 + 1e-30
                  for name in (a.k, a.v)}
         consider(a.q, saved(q_planes=1), _scale(ranges[a.q], recipe))
         consider(probabilities(a), saved(p_planes=1, value_parts=1), np.array([1 / 255]))
         consider(a.k, saved(key_parts=1), cache[a.k], "keys")
         consider(a.v, saved(value_parts=1), cache[a.v], "values")
-    return sorted(found, key=lambda c: c.error / c.cycles)
+    return sorted(found, key=lambda c: budget.binding(c.error) / c.cycles)
 
 
 def saved_by_input(network: Network, name: str, tokens: int) -> int:
@@ -112,7 +114,7 @@ def saved_by_input(network: Network, name: str, tokens: int) -> int:
 
 
 def _scale(seen: Range, recipe: Recipe) -> Float:
-    return seen.clip(recipe.range, recipe.percentile).clip(min=1e-30) / 127
+    return recipe.margin * seen.clip(recipe.range, recipe.percentile).clip(min=1e-30) / 127
 
 
 def rounding(name: str, scale: Tensor, unsigned: bool = False) -> Reader:
@@ -207,7 +209,7 @@ def _with(recipe: Recipe, chosen: list[Choice]) -> Recipe:
 
 def _reasons(order: list[Choice], chosen: list[Choice], budget: Budget) -> dict[str, str]:
     def reason(c: Choice) -> str:
-        alone = budget.shown(Error(c.error, c.error)).split(",")[0]
+        alone = budget.shown(c.error)
         verdict = "8 bits" if c in chosen else "not 8 bits, the budget was used up"
         return f"{verdict}: {alone} alone, {c.cycles:,} cycles saved"
     return {c.name: reason(c) for c in order}

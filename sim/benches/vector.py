@@ -70,10 +70,13 @@ class Driver:
         """The rows of a local memory as bytes."""
         dut, found = self.dut, []
         address, data = getattr(dut, f"{port}__addr"), getattr(dut, f"{port}__data")
+        ready = getattr(dut, f"{port}__ready")
         getattr(dut, f"{port}__en").value = 1
         for index in range(rows + 1):
             address.value = index % rows
             await RisingEdge(dut.clk)
+            while index == 0 and not int(ready.value):  # the port may have to change hands
+                await RisingEdge(dut.clk)
             if index > 0:  # what was before the edge
                 found.append(int(data.value).to_bytes(self.config.dim, "little"))
         getattr(dut, f"{port}__en").value = 0

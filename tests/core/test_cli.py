@@ -91,6 +91,24 @@ def test_quantized_files_and_programs(run, checkpoint, tmp_path):
     one_sentence(run("generate", "--model", slq))
 
 
+def test_a_budget_a_report_and_onnx(run, checkpoint, tmp_path):
+    slq, page, onnx = tmp_path / "m.slq", tmp_path / "report.html", tmp_path / "m.onnx"
+    text = tmp_path / "text.txt"
+    text.write_text("some words to calibrate on " * 60)
+    result = run("quantize", checkpoint, "--calibration", text, "--budget", "ppl=1.05",
+                 "--context", "24", "-o", slq, "--report", page)
+    assert result.exit_code == 0, result.output
+    assert "ppl=1.05 is kept: perplexity ratio 1.0" in result.stdout
+    assert "cycles of a 16 × 16 array for 24 tokens" in result.stdout
+    assert "<table>" in page.read_text() and "model, quantized" in page.read_text()
+    assert run("export", slq, "-o", onnx).exit_code == 0
+    assert onnx.stat().st_size > 10_000
+    out_of_reach = run("quantize", checkpoint, "--budget", "ppl=1.0000001", "-o",
+                       tmp_path / "x.slq")
+    assert "is out of reach" in one_sentence(out_of_reach)
+    assert not (tmp_path / "x.slq").exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -98,6 +116,11 @@ def test_quantized_files_and_programs(run, checkpoint, tmp_path):
         (("generate", "--config", "huge"), "name one of tiny, small, bench"),
         (("compile", "nowhere", "-o", "x.slp"), "nowhere does not exist"),
         (("quantize", "bundled", "-o", "x.bin"), "The output must end with .slq"),
+        (("quantize", "bundled", "--budget", "1.005", "-o", "x.slq"), "A budget is cosine=NUMBER"),
+        (("quantize", "bundled", "--calibration", "no.txt", "-o", "x.slq"), "Cannot read no.txt"),
+        (("quantize", "bundled", "-o", "no/x.slq"), "There is no folder no to write x.slq to"),
+        (("export", "no.slq", "-o", "x.onnx"), "There is no quantized model no.slq"),
+        (("export", "no.slq", "-o", "x.txt"), "The output must end with .onnx"),
         (("bench", "gemm", "--shape", "1x2"), "A shape is MxNxK"),
         (("bench", "gemm", "--dim", "5", "--shape", "1x2x3"), "dim must be one of 4, 8, 16, 32"),
         (("bench", "gemm", "--dim", "8", "--bus-bytes", "3", "--shape", "1x2x3"), "bus_bytes"),

