@@ -16,11 +16,13 @@ if __name__ != "systolith.quant":
 if TYPE_CHECKING:
     from systolith.quant.budget import Budget
     from systolith.quant.capture import capture
+    from systolith.quant.capture_values import CaptureError
     from systolith.quant.posttraining import QuantizedModel, quantize, quantize_network
     from systolith.quant.recipe import Recipe
 
 _HOME = {
     "Budget": "budget",
+    "CaptureError": "capture_values",
     "QuantizedModel": "posttraining",
     "Recipe": "recipe",
     "capture": "capture",
@@ -36,4 +38,5 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
-__all__ = ["Budget", "QuantizedModel", "Recipe", "capture", "quantize", "quantize_network"]
+__all__ = ["Budget", "CaptureError", "QuantizedModel", "Recipe", "capture", "quantize",
+           "quantize_network"]

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from systolith.quant.capture_builder import Builder, expanded
+from systolith.quant.capture_builder import Builder
+from systolith.quant.capture_labels import expanded
 from systolith.quant.capture_recognize import MASKED, causality, visible
 from systolith.quant.capture_values import (
     Formula,

@@ -1,19 +1,15 @@
-"""The network under construction: operations are appended, and values become its tensors.
+"""The network under construction: values become its tensors, and operators its operations."""
 
-Names are given at the end, when operations that nobody reads have gone: an operation that is
-alone in its module takes the module's path, others a suffix of their kind.
-"""
-
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from systolith.quant.capture_labels import channels_of, equal, expanded, renumbered, unit
+from systolith.quant.capture_operations import Operations
 from systolith.quant.capture_recognize import normalization, rotation, scalar_function
 from systolith.quant.capture_values import (
+    LABEL,
     CaptureError,
     Formula,
     Mix,
@@ -21,6 +17,8 @@ from systolith.quant.capture_values import (
     Pooled,
     Scores,
     Term,
+    counted,
+    labels_of,
 )
 from systolith.quant.network import (
     POSITIONS,
@@ -29,50 +27,17 @@ from systolith.quant.network import (
     Concat,
     Embed,
     Function,
-    Given,
     Linear,
     Multiply,
-    Network,
     Norm,
-    Op,
-    Output,
     Rope,
     Scale,
     Slice,
 )
 
 
-class Builder:
-    """Operations by preliminary names, for B sequences of T tokens."""
-
-    def __init__(self, batch: int, length: int) -> None:
-        self.batch = batch
-        self.length = length
-        self.ops: dict[str, Op] = {}
-        self.places: dict[str, Place] = {}
-        self.suffixes: dict[str, str] = {}
-        self.channels: dict[str, int] = {}
-        self.sources: dict[str, frozenset[str]] = {}    # which inputs a tensor depends on
-
-    def emit(self, kind: Callable[..., Op], place: Place, channels: int, suffix: str,
-             **fields: Any) -> str:
-        """Appends an operation; returns the preliminary name of its tensor."""
-        name = f"%{len(self.ops)}"
-        op = kind(name=name, source=place.source, **fields)
-        self.ops[name] = op
-        self.places[name] = place
-        self.suffixes[name] = suffix
-        self.channels[name] = channels
-        own = {op.index} if isinstance(op, Embed) and op.index != POSITIONS else set()
-        self.sources[name] = frozenset(own).union(*(self.sources[x] for x in op.inputs))
-        return name
-
-    def given(self, name: str, channels: int, place: Place) -> Mix:
-        self.ops[name] = Given(name=name, source=place.source, channels=channels)
-        self.places[name] = place
-        self.channels[name] = channels
-        self.sources[name] = frozenset({name})
-        return self.whole(name)
+class Builder(Operations):
+    """What values become: operations by preliminary names, for B sequences of T tokens."""
 
     def whole(self, name: str) -> Mix:
         """All of a tensor [B, T, C]."""
@@ -111,45 +76,54 @@ class Builder:
                                            value.terms[0].labels)])
         return value
 
+    def _in_order(self, value: Mix) -> Mix:
+        """The same value, without labels where it is all of a tensor in its order."""
+        labels = value.terms[0].labels
+        count = self.batch * self.length * self.channels[value.x]
+        if len(value.terms) > 1 or labels is None or labels.numel() != count:
+            return value
+        flat = labels.reshape(-1)
+        if int(flat[0]) != 0 or int(flat[-1]) != count - 1 or not torch.equal(flat,
+                                                                              counted(count)):
+            return value
+        return Mix(value.shape, [Term(value.x, None, value.factor)])
+
     def _narrowed(self, value: Mix, place: Place, role: str) -> Mix:
         """The same elements, of a tensor that has no other channels."""
+        value = self._in_order(value)
         if len(value.terms) == 1 and value.terms[0].labels is None:
             return value
         if len({term.x for term in value.terms}) > 1:
             raise place.error("Different tensors are joined in a way that no Concat describes")
         channels = self.channels[value.x]
+        labels = [labels_of(term, value.shape) for term in value.terms]
         used = torch.zeros(channels, dtype=torch.bool)
-        labels = [torch.as_tensor(term.labels) if term.labels is not None
-                  else value.labels for term in value.terms]
         for label in labels:
-            used[label.flatten() % channels] = True
+            used |= channels_of(label, channels)
         if used.all():
             return value
         chosen = used.nonzero().flatten()
-        count = len(chosen)
-        op = self.ops[value.x]
-        where = self.places[value.x]
-        first = int(chosen[0])
+        name = self._chosen(value.x, chosen, place, role)
+        new = torch.full((channels,), -1, dtype=LABEL)
+        new[chosen] = counted(len(chosen))
+        return self._in_order(Mix(value.shape, [
+            Term(name, renumbered(label, channels, new, len(chosen)), term.factor)
+            for label, term in zip(labels, value.terms, strict=True)]))
+
+    def _chosen(self, x: str, chosen: Tensor, place: Place, role: str) -> str:
+        """Some channels of a tensor, in ascending order, as a tensor of their own."""
+        op, where = self.ops[x], self.places[x]
+        first, count = int(chosen[0]), len(chosen)
         role = role or f"from_{first}"
         if isinstance(op, Linear):
-            name = self.emit(Linear, where, count, role, x=op.x,
-                             weight=op.weight[chosen],
+            return self.emit(Linear, where, count, role, x=op.x, weight=op.weight[chosen],
                              bias=None if op.bias is None else op.bias[chosen])
-        elif isinstance(op, Embed):
-            name = self.emit(Embed, where, count, role,
-                             table=op.table[:, chosen], index=op.index)
-        elif count == int(chosen[-1]) - first + 1:
-            name = self.emit(Slice, place, count, joined("slice", role), x=value.x, first=first,
-                             count=count)
-        else:
+        if isinstance(op, Embed):
+            return self.emit(Embed, where, count, role, table=op.table[:, chosen], index=op.index)
+        if count != int(chosen[-1]) - first + 1:
             raise place.error("Only contiguous channels can be taken from the result of "
                               f"{type(op).__name__}")
-        new = torch.full((channels,), -1)
-        new[chosen] = torch.arange(count)
-        return Mix(value.shape, [
-            Term(name, label.div(channels, rounding_mode="floor") * count + new[label % channels],
-                 term.factor)
-            for label, term in zip(labels, value.terms, strict=True)])
+        return self.emit(Slice, place, count, joined("slice", role), x=x, first=first, count=count)
 
     def _rotated(self, value: Mix, place: Place) -> Mix:
         found = rotation(value, self.channels[value.x], self.length, place)
@@ -161,9 +135,9 @@ class Builder:
         """A tensor times a number; a negative one goes into the weights."""
         if factor > 0:
             return self.emit(Scale, place, self.channels[name], "scale", x=name, factor=factor)
-        return self._weighted(name, torch.full((self.channels[name],), factor), place, factor)
+        return self._weighted(name, torch.full((self.channels[name],), factor), place)
 
-    def _weighted(self, name: str, gain: Tensor, place: Place, factor: float | None) -> str:
+    def _weighted(self, name: str, gain: Tensor, place: Place) -> str:
         """A tensor times a number for each channel."""
         op, where, suffix = self.ops[name], self.places[name], self.suffixes.get(name, "")
         channels = self.channels[name]
@@ -179,24 +153,45 @@ class Builder:
             case Embed():
                 return self.emit(Embed, where, channels, suffix, table=op.table * gain,
                                  index=op.index)
-        what = "a number for each channel" if factor is None else f"the number {factor:g}"
-        raise place.error(f"The result of {type(op).__name__} cannot be multiplied by {what}; "
-                          "only that of a linear layer, norm or embedding can")
+        table = gain.expand(self.length, channels)
+        return self._times_table(name, table, place)
+
+    def _times_table(self, name: str, table: Tensor, place: Place) -> str:
+        """A tensor times a table [T, C] by positions."""
+        channels = self.channels[name]
+        rows = self.emit(Embed, place, channels, "positions", table=table.contiguous(),
+                         index=POSITIONS)
+        return self.emit(Multiply, place, channels, "mul", a=name, b=rows)
 
     def _channel_factor(self, value: Mix, factor: Tensor, place: Place) -> Mix:
-        """One term whose factor is a tensor: uniform, or one number for each channel."""
-        channels = self.channels[value.x]
+        """One term whose factor is a tensor: uniform, or one number for each channel or position
+        and channel."""
         first = float(factor.flatten()[0])
         if bool((factor == first).all()):
             return self.tensor(Mix(value.shape, [Term(value.x, value.terms[0].labels, first)]),
                                place)
-        gain = torch.ones(channels)
-        channel = value.labels % channels
-        gain[channel.flatten()] = factor.expand(value.shape).flatten().float()
-        if not torch.equal(gain[channel], factor.expand(value.shape).float()):
-            raise place.error("A tensor is multiplied by constants that differ from token to token")
-        return Mix(value.shape, [Term(self._weighted(value.x, gain, place, None),
-                                      value.terms[0].labels)])
+        gain, table = self.by_position(value, factor, place, 1.0)
+        name = (self._times_table(value.x, table, place) if gain is None
+                else self._weighted(value.x, gain, place))
+        return Mix(value.shape, [Term(name, value.terms[0].labels)])
+
+    def by_position(self, value: Mix, constant: Tensor, place: Place, neutral: float
+                    ) -> tuple[Tensor | None, Tensor]:
+        """A constant for each element of a value: one number for each channel [C], or None if
+        there is more to it, and the table by positions [T, C]."""
+        channels = self.channels[value.x]
+        constant = constant.detach().float().expand(value.shape)
+        labels = value.labels
+        channel = labels % channels
+        position = labels.div(channels, rounding_mode="floor") % self.length
+        table = torch.full((self.length, channels), neutral)
+        table[position.flatten(), channel.flatten()] = constant.flatten()
+        if not torch.equal(table[position, channel], constant):
+            raise place.error("A constant that differs between the sequences of a batch is added "
+                              "or multiplied")
+        each = torch.full((channels,), neutral)
+        each[channel.flatten()] = constant.flatten()
+        return (each if torch.equal(each[channel], constant) else None), table
 
     # Formulas
 
@@ -254,17 +249,11 @@ class Builder:
             if name:
                 name = self.emit(Function, place, self.channels[x.x], name, x=x.x, function=name)
             return Mix(x.shape, [Term(name or x.x, x.terms[0].labels, factor)])
-        rows = self.rows(unit(base), place, check=False)
-        if rows is None:
-            return None
         norm = normalization(formula)
         if norm is None:
             return None
-        x, channel = rows
+        x = self._normed(unit(base), place)
         channels = self.channels[x.x]
-        if len(channel) != channels or not torch.equal(channel, torch.arange(channels)):
-            raise place.error("A norm over a part of the channels (for instance of each head) has "
-                              "no operation on the machine")
         name = self.emit(Norm, place, channels, "norm", x=x.x,
                          gain=norm.gain, eps=norm.eps, center=norm.center)
         return Mix(x.shape, [Term(name, x.terms[0].labels)])
@@ -278,24 +267,24 @@ class Builder:
         """
         x = self.tensor(value, place)
         channels = self.channels[x.x]
-        if x.terms[0].labels is None:
-            return x, torch.arange(channels)
-        labels = x.labels.reshape(-1, x.shape[-1])
-        channel = labels[0] % channels
-        token = labels.div(channels, rounding_mode="floor")
-        if (token == token[:, :1]).all() and (labels % channels == channel).all():
+        if x.terms[0].labels is None and x.shape[-1] == channels:
+            return x, counted(channels)
+        labels = x.labels
+        channel = labels[(0,) * (labels.dim() - 1)] % channels
+        token = labels[..., :1].div(channels, rounding_mode="floor")
+        if torch.equal(labels, token * channels + channel):
             return x, channel
         if check:
             raise place.error("The last dimension must hold the channels of one token here")
         return None
 
     def token_shape(self, x: Mix, channels: int, name: str) -> Mix:
-        """The tokens of the rows of x [..., K], for another tensor: [..., channels]."""
+        """The tokens of the `rows` x [..., K], for another tensor: [..., channels]."""
         shape = (*x.shape[:-1], channels)
         if x.terms[0].labels is None:
             return Mix(shape, [Term(name, None)])
         token = x.labels[..., :1].div(self.channels[x.x], rounding_mode="floor")
-        return Mix(shape, [Term(name, token * channels + torch.arange(channels))])
+        return Mix(shape, [Term(name, token * channels + counted(channels))])
 
     def linear(self, value: Any, weight: Tensor, bias: Tensor | None, place: Place,
                suffix: str = "linear") -> Mix | Pooled:
@@ -310,7 +299,7 @@ class Builder:
         if weight.shape[1] != len(channel) or len(channel) != k:
             raise place.error("A linear layer reads the channels of a token in a shape that is "
                               "not its own")
-        if not torch.equal(channel, torch.arange(k)):
+        if not torch.equal(channel, counted(k)):
             weight = weight[:, channel.argsort()]
         weight = weight.detach().float()
         name = self.emit(Linear, place, len(weight), suffix, x=x.x, weight=weight,
@@ -319,16 +308,24 @@ class Builder:
 
     def norm(self, value: Any, gain: Tensor | None, bias: Tensor | None, eps: float, center: bool,
              size: int, place: Place) -> Mix:
-        x, channel = self.rows(value, place)
+        x = self._normed(value, place)
         channels = self.channels[x.x]
-        if size != channels or not torch.equal(channel, torch.arange(channels)):
-            raise place.error("A norm over a part of the channels (for instance of each head) has "
-                              "no operation on the machine")
+        if size != channels:
+            raise place.error("A norm over more than the channels of a token has no operation on "
+                              "the machine")
         gain = torch.ones(channels) if gain is None else gain.detach().float()
         name = self.emit(Norm, place, channels, "norm", x=x.x, gain=gain,
                          bias=None if bias is None else bias.detach().float(), eps=eps,
                          center=center)
         return Mix(x.shape, [Term(name, x.terms[0].labels)])
+
+    def _normed(self, value: Any, place: Place) -> Mix:
+        """A value whose last dimension holds all channels of a token."""
+        rows = self.rows(value, place, check=False)
+        if rows is None or not torch.equal(rows[1], counted(self.channels[rows[0].x])):
+            raise place.error("A norm over a part of the channels (for instance of each head) has "
+                              "no operation on the machine")
+        return rows[0]
 
     def combined(self, kind: str, a: Any, b: Any, place: Place, alpha: float = 1) -> Mix:
         """Sum, difference or product of two values with the same tokens and channels."""
@@ -356,24 +353,15 @@ class Builder:
         if tuple(shape) != x.shape:
             x = expanded(x, shape)
         channels = self.channels[x.x]
-        constant = constant.detach().float().expand(shape)
-        labels = x.labels
-        channel = labels % channels
-        position = labels.div(channels, rounding_mode="floor") % self.length
-        bias = torch.zeros(channels)
-        bias[channel.flatten()] = constant.flatten()
+        bias, table = self.by_position(x, constant, place, 0.0)
         op = self.ops[x.x]
-        if torch.equal(bias[channel], constant) and isinstance(op, Linear | Norm):
+        if bias is not None and isinstance(op, Linear | Norm):
             old = op.bias if op.bias is not None else 0
             fields = {"x": op.x, "bias": old + bias}
             fields |= ({"weight": op.weight} if isinstance(op, Linear) else
                        {"gain": op.gain, "eps": op.eps, "center": op.center})
             name = self.emit(type(op), self.places[x.x], channels, self.suffixes[x.x], **fields)
             return Mix(x.shape, [Term(name, x.terms[0].labels)])
-        table = torch.zeros(self.length, channels)
-        table[position.flatten(), channel.flatten()] = constant.flatten()
-        if not torch.equal(table[position, channel], constant):
-            raise place.error("A constant that differs between the sequences of a batch is added")
         # One table for all constants that follow each other: x + (p + q) for (x + p) + q.
         before = self.ops.get(op.b) if isinstance(op, Add) else None
         if isinstance(op, Add) and isinstance(before, Embed) and before.index == POSITIONS:
@@ -390,7 +378,7 @@ class Builder:
         parts = [self.rows(value, place) for value in values]
         names = []
         for x, channel in parts:
-            if not torch.equal(channel, torch.arange(self.channels[x.x])):
+            if not torch.equal(channel, counted(self.channels[x.x])):
                 raise place.error("The parts of a concatenation must be whole tensors")
             names.append(x.x)
         total = sum(self.channels[name] for name in names)
@@ -419,17 +407,14 @@ class Builder:
                 and torch.equal(group, group_v) and p == p_k == p_v):
             raise place.error("Queries, keys and values must belong to the same sequences and "
                               "have heads of the same size")
-        if self.sources[q.x] != self.sources[k.x] or self.sources[k.x] != self.sources[v.x]:
-            raise place.error("Cross-attention (queries and keys of different inputs) has no "
-                              "operation on the machine")
         count, kv_count = self.channels[q.x] // p, self.channels[k.x] // p
         if count % kv_count or not torch.equal(group, head // (count // kv_count)):
             raise place.error("Query head h must read key head h // (heads / key heads)")
         name = self.emit(Attention, place, count * p, "attention", q=q.x, k=k.x, v=v.x,
                          heads=count, kv_heads=kv_count, head_dim=p, scale=float(scale),
                          causal=causal)
-        token = (batch * self.length)[:, None] + torch.arange(self.length)       # [N, T]
-        labels = ((token * count + head[:, None]) * p)[..., None] + torch.arange(p)
+        token = (batch * self.length)[:, None] + counted(self.length)       # [N, T]
+        labels = ((token * count + head[:, None]) * p)[..., None] + counted(p)
         shape = (*leading, self.length, p)
         return Mix(shape, [Term(name, labels.reshape(shape))])
 
@@ -442,74 +427,12 @@ class Builder:
         batch = start.div(channels * self.length, rounding_mode="floor")
         first = start % channels
         expected = ((batch * self.length * channels + first)[:, None, None]
-                    + torch.arange(length)[:, None] * channels + torch.arange(p))
+                    + counted(length)[:, None] * channels + counted(p))
         if length != self.length or not torch.equal(labels, expected) or (first % p).any():
             raise place.error("Attention must be between all tokens of a sequence, over the "
                               "channels of one head each; a batch has its sequences in the first "
                               "dimension (batch_first)")
         return batch, first // p, p
-
-    # The end
-
-    def network(self, outputs: list[Output], context: int) -> Network:
-        """The operations that the outputs need, under their final names."""
-        needed = {output.x for output in outputs}
-        for name in reversed(self.ops):
-            if name in needed:
-                needed.update(self.ops[name].inputs)
-        kept = {name: op for name, op in self.ops.items()
-                if name in needed or isinstance(op, Given)}
-        names = self._names(list(kept))
-        ops = []
-        for old, op in kept.items():
-            fields = {f: names[getattr(op, f)] for f in op.INPUTS}
-            if isinstance(op, Concat):
-                fields = {"xs": tuple(names[x] for x in op.xs)}
-            ops.append(replace(op, name=names[old], **fields))
-        ends = tuple(replace(output, x=names[output.x]) for output in outputs)
-        return Network(ops=tuple(ops), outputs=ends, context=context)
-
-    def _names(self, kept: list[str]) -> dict[str, str]:
-        alone = Counter(self.places[name].path for name in kept)
-        taken = {name for name in kept if not name.startswith("%")}
-        names = {name: name for name in taken}
-        for old in kept:
-            if old in names:
-                continue
-            path, suffix = self.places[old].path, self.suffixes[old]
-            name = path if path and alone[path] == 1 else ".".join(filter(None, (path, suffix)))
-            unique, number = name, 1
-            while unique in taken:
-                unique, number = f"{name}_{number}", number + 1
-            taken.add(unique)
-            names[old] = unique
-        return names
-
-
-def unit(value: Mix) -> Mix:
-    """The same elements with the factor one."""
-    if value.plain:
-        return Mix(value.shape, [Term(value.x, value.terms[0].labels)])
-    return value
-
-
-def expanded(value: Mix, shape: tuple[int, ...]) -> Mix:
-    """Broadcast to a shape."""
-    shape = tuple(shape)
-    if value.shape == shape:
-        return value
-    terms = [Term(t.x, (value.labels if len(value.terms) == 1 else t.labels).expand(shape),
-                  t.factor.expand(shape) if isinstance(t.factor, Tensor) else t.factor)
-             for t in value.terms]
-    return Mix(shape, terms)
-
-
-def equal(a: Mix, b: Mix) -> bool:
-    """Whether two values have the same tokens and channels, of whatever tensors."""
-    if a.terms[0].labels is None and b.terms[0].labels is None:
-        return True
-    return torch.equal(a.labels, b.labels)
-
 
 def joined(*parts: str) -> str:
     return ".".join(part for part in parts if part)
@@ -519,4 +442,3 @@ def kind_of(value: Any) -> str:
     """What a value is, for messages."""
     return {"Index": "an integer input", "Tensor": "a constant"}.get(
         type(value).__name__, type(value).__name__)
-

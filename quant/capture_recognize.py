@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from systolith.quant.capture_values import Formula, Mix, Place, labels_of
+from systolith.quant.capture_values import Formula, Mix, Place, counted, labels_of
 from systolith.quant.network import FUNCTIONS
 
 SCALAR = frozenset((
@@ -56,7 +56,10 @@ def normalization(formula: Formula) -> Normalization | None:
     x = _probe(formula.base.shape)
     y = formula.evaluate(x)
     centered = x - x.mean(-1, keepdim=True)
-    for eps in dict.fromkeys((*formula.numbers(), 0.0)):
+    # The norm of a multiple of the base is one of the base, with another eps.
+    sizes = {a.factor for f in formula.formulas() for a in f.args if isinstance(a, Mix)} | {1.0}
+    numbers = (n / size ** 2 for n in formula.numbers() for size in sizes)
+    for eps in dict.fromkeys((*numbers, 0.0)):
         for center, z in ((False, x), (True, centered)):
             if eps < 0:
                 continue
@@ -123,7 +126,7 @@ def rotation(value: Mix, channels: int, length: int, place: Place) -> Rotation:
     if not torch.equal(*token):
         raise wrong
     position = token[0] % length
-    order = torch.arange(length)
+    order = counted(length)
     dim = next((d for d, n in enumerate(value.shape) if n == length and torch.equal(
         position, order.view([-1 if i == d else 1 for i in range(position.dim())])
         .expand(value.shape))), None)

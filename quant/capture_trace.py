@@ -15,7 +15,8 @@ from systolith.quant.capture_attention import (
     scores_reshaped,
     uniform,
 )
-from systolith.quant.capture_builder import Builder, expanded
+from systolith.quant.capture_builder import Builder
+from systolith.quant.capture_labels import expanded
 from systolith.quant.capture_recognize import REDUCING, SCALAR
 from systolith.quant.capture_values import (
     Formula,
@@ -26,8 +27,10 @@ from systolith.quant.capture_values import (
     Scores,
     Term,
     Value,
+    counted,
     leaves,
     mapped,
+    of_user,
     operator_name,
 )
 from systolith.quant.network import Embed, Source
@@ -43,6 +46,9 @@ MOVES = frozenset((
     "tensor_split", "numpy_T", "mT", "unfold", "tile", "broadcast_to", "adjoint", "getitem",
 ))  # fmt: skip
 """Operators that only move elements."""
+IN_ORDER = frozenset(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze",
+                      "unsqueeze"))
+"""Those of them that keep all elements in their order."""
 RANDOM = frozenset(("rand", "randn", "rand_like", "randn_like", "bernoulli", "randint",
                     "multinomial", "normal"))
 SKIPPED = frozenset(("_assert_tensor_metadata", "_assert_async", "_assert_scalar",
@@ -59,6 +65,7 @@ class Tracer(AttentionRules):
         """The results of a graph for the values of its placeholders."""
         known: dict[fx.Node, Any] = {}
         given = iter(inputs)
+        last = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 known[node] = next(given)
@@ -72,6 +79,9 @@ class Tracer(AttentionRules):
                 known[node] = self.call(node, args, dict(kwargs), place)
                 if is_in_place(node.target):
                     known[node.args[0]] = known[node]
+                for used in node.all_input_nodes:
+                    if last[used] is node:
+                        del known[used]
         raise AssertionError("a graph without an output")
 
     def place(self, node: fx.Node) -> Place:
@@ -100,6 +110,8 @@ class Tracer(AttentionRules):
                 args = (args[0].clone(), *args[1:])
             return node.target(*args, **kwargs)
         shape = shape_of(node)
+        if shape is UNKNOWN:
+            raise place.error(f"The shape of {name}'s result depends on the values of tensors")
         if name in SAME:
             return args[0]
         special = getattr(self, f"_{name}", None)
@@ -117,6 +129,8 @@ class Tracer(AttentionRules):
 
     def _move(self, name: str, args: tuple, kwargs: dict[str, Any], shape: Any, place: Place,
               node: fx.Node) -> Any:
+        if name in ("cat", "concat"):  # an empty cache of keys is joined to the keys
+            args = ([a for a in args[0] if isinstance(a, Value) or a.numel()], *args[1:])
         values = [a for a in leaves((args, kwargs)) if isinstance(a, Value)]
         first = values[0]
         if name in ("expand_as", "view_as", "reshape_as"):
@@ -162,6 +176,8 @@ class Tracer(AttentionRules):
                 return builder.concat(args[0], place)
             raise place.error(f"The operator {name} joins different tensors other than by their "
                               "channels")
+        if name in IN_ORDER and mixes[0].plain and mixes[0].terms[0].labels is None:
+            return Mix(shape, mixes[0].terms)
         return rearranged(node_target, args, kwargs, mixes)
 
     # Sums and products
@@ -271,7 +287,7 @@ class Tracer(AttentionRules):
         value = self.builder.tensor(value, place)
         channels, length = self.builder.channels[value.x], self.builder.length
         labels = value.labels
-        steps = torch.arange(length).view([-1 if i == dim else 1 for i in range(labels.dim())])
+        steps = counted(length).view([-1 if i == dim else 1 for i in range(labels.dim())])
         first = labels.narrow(dim, 0, 1)
         if value.shape[dim] != length or not torch.equal(labels, first + steps * channels) or (
                 first.div(channels, rounding_mode="floor") % length).any():
@@ -296,8 +312,8 @@ class Tracer(AttentionRules):
         name = self.builder.emit(Embed, place, channels, "embedding", table=table.detach().float(),
                                  index=index.name)
         canonical = index.shape == (self.builder.batch, self.builder.length) and torch.equal(
-            index.labels.flatten(), torch.arange(index.labels.numel()))
-        labels = index.labels[..., None] * channels + torch.arange(channels)
+            index.labels.flatten(), counted(index.labels.numel()))
+        labels = index.labels[..., None] * channels + counted(channels)
         return Mix(shape, [Term(name, None if canonical else labels)])
 
     def _linear(self, args: tuple, kwargs: dict, shape: Any, place: Place, node: fx.Node) -> Any:
@@ -340,10 +356,18 @@ def same_base(a: Any, b: Any) -> bool:
     return isinstance(a, Mix) and isinstance(b, Mix) and a.same_elements(b)
 
 
+UNKNOWN = "unknown"
+
+
 def shape_of(node: fx.Node) -> Any:
-    """The shape of a node's result; None where it has several results."""
+    """The shape of a node's result; None where it has several results, `UNKNOWN` where only data
+    could tell."""
     value = node.meta.get("val")
-    return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else None
+    if not isinstance(value, Tensor):
+        return None
+    if any(isinstance(n, torch.SymInt) and not n.node.has_hint() for n in value.shape):
+        return UNKNOWN
+    return tuple(int(n) for n in value.shape)
 
 
 FRAME = re.compile(r'File "(.+?)", line (\d+)')
@@ -352,5 +376,5 @@ FRAME = re.compile(r'File "(.+?)", line (\d+)')
 def user_line(trace: str) -> tuple[str, int]:
     """File and line of the innermost frame that is not torch's own."""
     frames = [(file, int(line)) for file, line in FRAME.findall(trace)]
-    outside = [f for f in frames if "/torch/" not in f[0] and "quant/capture" not in f[0]]
+    outside = [f for f in frames if of_user(f[0])]
     return (outside or frames or [("", 0)])[-1]

@@ -9,6 +9,7 @@ until somebody asks which known function it is.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,16 @@ from systolith.quant.network import Source
 
 class CaptureError(UserError):
     """A module that cannot be written as a `Network`, or a batch that does not fit it."""
+
+
+HERE = str(Path(__file__).parent)
+OURS = (f"{HERE}/capture", f"{HERE}/posttraining", f"{HERE}/calling")
+TORCH = str(Path(torch.__file__).parent)
+
+
+def of_user(file: str) -> bool:
+    """Whether a source file belongs neither to torch nor to capturing."""
+    return not file.startswith((*OURS, TORCH))
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,23 @@ class Place:
         return CaptureError(f"{text} ({self.source})")
 
 
+LABEL = torch.int32
+"""Of labels, which are most of what a capture holds in memory."""
+MOST = 2**31 - 1
+"""Elements of a tensor that labels can tell apart."""
+
+
+def counted(n: int) -> Tensor:
+    """The labels 0 .. n - 1."""
+    return torch.arange(n, dtype=LABEL)
+
+
 @dataclass(eq=False)
 class Term:
     """``factor * x[labels]``, element by element.
 
-    x: name of a tensor [B, T, channels]; labels: int64 of the value's shape, None where the value
-    is x itself; factor: a number, or a tensor of the value's shape.
+    x: name of a tensor [B, T, channels]; labels: `LABEL` of the value's shape, None where the value
+    is all of x in its order, in whatever shape; factor: a number, or a tensor of the value's shape.
     """
 
     x: str
@@ -82,7 +104,7 @@ class Mix:
 def labels_of(term: Term, shape: tuple[int, ...]) -> Tensor:
     """The labels of a term, also where it is the whole tensor."""
     if term.labels is None:
-        return torch.arange(torch.Size(shape).numel()).view(shape)
+        return counted(torch.Size(shape).numel()).view(shape)
     return term.labels
 
 

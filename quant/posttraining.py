@@ -22,7 +22,8 @@ from systolith.quant.calibrate import (
     batches_of,
     calibrate,
 )
-from systolith.quant.capture import capture, named_inputs
+from systolith.quant.calling import Call, Signature, called, parameters_of, resized
+from systolith.quant.capture import capture
 from systolith.quant.network import Attention, Linear, Network
 from systolith.quant.recipe import Recipe, RecipeError
 from systolith.quant.torch_model import IntegerModule
@@ -46,7 +47,7 @@ class QuantizedModel:
     and `IntegerModule.trace` of the graph can be compared name by name. ``ranges``: of its tensors.
     ``judged``: batches that the ranges do not come from, if there were enough. ``reasons``: why a
     tensor that a product reads has its bits. ``tokenizer``: the bytes of its file, or none.
-    ``metadata``: JSON data about the source.
+    ``metadata``: JSON data about the source. ``signature``: how `as_torch` is called.
     """
 
     graph: Graph
@@ -57,10 +58,12 @@ class QuantizedModel:
     reasons: dict[str, str] = field(default_factory=dict)
     tokenizer: bytes = b""
     metadata: dict[str, Any] = field(default_factory=dict)
+    signature: Signature = field(default_factory=Signature)
 
     def as_torch(self) -> IntegerModule:
-        """A torch module that computes the bits of the golden machine."""
-        return IntegerModule(self.graph)
+        """A torch module that computes the bits of the golden machine, and is called like the
+        module that was quantized; its results are a tensor or a tuple of tensors, float64."""
+        return IntegerModule(self.graph, self.signature)
 
     def artifact(self) -> Artifact:
         """What `save` writes; its metadata names the recipe."""
@@ -167,30 +170,54 @@ def quantize(
     ``calibration_batches``: what the module is called with, each a tensor, a tuple of positional
     arguments or a dictionary of keyword arguments. Padding stands on the right and is told by an
     argument with "mask" in its name: 1 for tokens, or True for padding where the name says
-    "padding_mask". ``tokenizer``: the bytes of its file, to be kept with the model. Raises a
-    `UserError` before any work is done where the module or the data cannot be processed.
+    "padding_mask" (see `calling`). ``tokenizer``: the bytes of its file, to be kept with the model.
+    Raises a `UserError` before any work is done where the module or the form of the data cannot
+    be processed.
     """
     recipe = recipe or Recipe()
-    batches = [named_inputs(model, batch) for batch in calibration_batches]
-    if not batches:
+    calls = [called(model, batch) for batch in calibration_batches]
+    if not calls:
         raise CalibrationError("Calibration needs at least one batch")
-    progress("capturing", 0.0)
-    longest, _ = max(batches, key=lambda item: item[1])
-    network = capture(model, longest, context=recipe.context)
-    names = {argument: name for name, argument in network.arguments.items()}
+    longest = max(calls, key=lambda call: call.length)
+    _check_alike(calls, longest)
     seen = []
-    for batch, _ in batches:
-        named: dict[str, ArrayLike] = {}
-        for argument, value in batch.items():
-            if "padding_mask" in argument and value.dtype == torch.bool:
-                named[MASK] = ~value
-            elif "mask" in argument:
-                named[MASK] = value
-            else:
-                named[names.get(argument, argument)] = value
-        seen.append(named)
+    progress("capturing", 0.0)
+    network = capture(model, longest, context=recipe.context)
+    read = {network.arguments.get(name, name) for name in (*network.indices, *network.given)}
+    signature = Signature(
+        parameters=parameters_of(model), attention=longest.attention, options=longest.options,
+        names={argument: name for name, argument in network.arguments.items()},
+        ignored=frozenset(longest.inputs.keys() - read))
+    for call in calls:
+        batch: dict[str, ArrayLike] = dict(signature.renamed(call))
+        lengths = call.lengths()
+        if lengths is not None:
+            batch[MASK] = torch.arange(call.length) < lengths[:, None]
+        seen.append(batch)
     made = quantize_network(network, seen, recipe, progress=progress)
-    return replace(made, tokenizer=tokenizer)
+    return replace(made, tokenizer=tokenizer, signature=signature)
+
+
+def _check_alike(calls: list[Call], first: Call) -> None:
+    """All batches must be calls of the same kind, with padding on the right."""
+    for number, call in enumerate(calls, start=1):
+        for name in first.inputs.keys() ^ call.inputs.keys():
+            raise CalibrationError(f"Calibration batch {number} "
+                                   f"{'lacks' if name in first.inputs else 'alone has'} the input "
+                                   f"{name!r}")
+        for name, value in call.inputs.items():
+            wanted = first.inputs[name].shape[2:]
+            if value.shape[2:] != wanted:
+                raise CalibrationError(f"Calibration batch {number}: {name!r} must have "
+                                       f"{wanted[0]} channels, not {value.shape[2]}")
+        if call.options != first.options or call.attention.keys() != first.attention.keys():
+            raise CalibrationError(f"Calibration batch {number} has other options or masks of "
+                                   "attention than another batch; one model has one of each")
+        for name, mask in call.attention.items():
+            if not torch.equal(mask, resized(name, first.attention[name], call.length)):
+                raise CalibrationError(f"Calibration batch {number}: {name!r} is another mask "
+                                       "than that of another batch; one model has one")
+        call.lengths()
 
 
 def context_of(network: Network, recipe: Recipe) -> int:

@@ -6,30 +6,34 @@ matrix product is fast.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from systolith import bounds, golden, graph, tables
 from systolith.forward import ForwardError
+from systolith.quant.calling import Signature
 from systolith.quant.network import Output, pooled
 
 
 class IntegerModule(nn.Module):
     """A graph as a module, called with whole sequences; its graph's overflow proof is made again.
 
-    ``forward(tokens, attention_mask)``, or with the graph's inputs by name: int64 [B, T] for each
-    index input, float [B, T, channels] for each given tensor, which is rounded to its scale.
-    ``attention_mask``: 1 for the tokens of a sequence and 0 for the padding on its right, [B, T];
-    None without padding. Returns the outputs as real numbers, float64 [B, T, channels] or, where
-    pooled, [B, channels]; the tensor alone, if there is one output. What stands at the padding
-    means nothing.
+    ``forward`` takes what ``signature`` says: the arguments of the module that the graph was made
+    from, by position or name, otherwise ``forward(tokens, attention_mask)``; inputs also by their
+    names in the graph. An index input is int64 [B, T], a given tensor float [B, T, channels], which
+    is rounded to its scale. A mask of padding (on the right) is [B, T], 1 for tokens, or True for
+    padding where its name has "padding_mask". Returns the outputs as real numbers, float64
+    [B, T, channels] or, where pooled, [B, channels]; the tensor alone, if there is one output. What
+    stands at the padding means nothing.
     """
 
-    def __init__(self, of: graph.Graph) -> None:
+    def __init__(self, of: graph.Graph, signature: Signature | None = None) -> None:
         super().__init__()
         bounds.prove(of)
         self.graph = of
+        self.signature = signature or Signature()
         self._names: dict[str, str] = {}
         constants = dict(of.constants)
         for node in of.of_kind(graph.Linear):
@@ -47,14 +51,19 @@ class IntegerModule(nn.Module):
         self._scales = {name: torch.tensor(t.scale, dtype=torch.float64)
                         for name, t in of.tensors.items()}
 
-    def forward(self, tokens: Tensor | None = None, attention_mask: Tensor | None = None,
-                **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if tokens is not None:
-            inputs[graph.TOKENS] = tokens
-        lengths = None if attention_mask is None else attention_mask.long().sum(dim=1)
-        values = self.trace(inputs, lengths)
-        results = self.results(values, lengths)
+    def forward(self, *values: Any, **named: Any) -> Tensor | tuple[Tensor, ...]:
+        inputs, lengths = self.signature.read(values, named)
+        for name in self.inputs:
+            if name not in inputs:
+                raise ForwardError(f"The input {self.signature.argument(name)!r} is missing")
+        traced = self.trace(inputs, lengths)
+        results = self.results(traced, lengths)
         return results[0] if len(results) == 1 else results
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the graph's inputs."""
+        return [*self.graph.indices, *(node.out for node in self.graph.of_kind(graph.Given))]
 
     @torch.no_grad()
     def trace(self, inputs: Mapping[str, Tensor], lengths: Tensor | None = None
@@ -70,6 +79,17 @@ class IntegerModule(nn.Module):
             if low < 0 or high >= rows:
                 raise ForwardError(f"Values of {name!r} must be 0 to {rows - 1}, "
                                    f"not {low} to {high}")
+        for node in self.graph.of_kind(graph.Given):
+            channels = self.graph.tensors[node.out].channels
+            if node.out not in inputs:
+                raise ForwardError(f"The input {node.out!r} is missing")
+            if inputs[node.out].dim() != 3 or inputs[node.out].shape[2] != channels:
+                raise ForwardError(f"The input {node.out!r} must have the shape [B, T, {channels}],"
+                                   f" not {list(inputs[node.out].shape)}")
+        unknown = inputs.keys() - self.inputs
+        if unknown:
+            raise ForwardError(f"The model has no input {min(unknown)!r}; it has "
+                               f"{', '.join(self.inputs)}")
         batch, length = next(iter(inputs.values())).shape[:2]
         if length > self.graph.context:
             raise ForwardError(f"The model's context is {self.graph.context} tokens, and {length} "

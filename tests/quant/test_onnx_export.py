@@ -160,7 +160,7 @@ def test_norms_of_rows_far_from_zero(center: bool, seed: int, tmp_path: Path) ->
 def llama(bits: int) -> Graph:
     rng = np.random.default_rng(0)
     seen = list(rng.integers(0, 40, (4, 20)))
-    recipe = Recipe(bits=(("*", bits),), probability_bits=bits)
+    recipe = Recipe(bits=(("*", bits),))
     return quantize_network(llama_network(small_llama(1)), seen, recipe, bos=1, eos=2).graph
 
 
