@@ -19,7 +19,7 @@ from systolith.compiler.schedule import Region, Step, prefetch, synchronize
 from systolith.compiler.tensors import Registers, Unsupported
 from systolith.config import Config
 from systolith.fixed import Int
-from systolith.graph import Embedding, Graph, Rope
+from systolith.graph import TOKENS, Concat, Embedding, Graph, Rope, Slice
 from systolith.isa import (
     INSTRUCTION_BYTES,
     AluOp,
@@ -54,6 +54,7 @@ def compile_decoder(
     once (default: the most that fit, up to D). ``resident``: keep all weights on chip (default: if
     they fit). Raises ``DoesNotFit`` or ``Unsupported`` where it cannot.
     """
+    _demand_decoder(graph)
     limit = min(graph.context, config.max_length)
     context = limit if context is None else context
     if not 1 <= context <= limit:
@@ -77,6 +78,23 @@ def compile_decoder(
             if index == len(attempts) - 1:
                 raise
     raise AssertionError("there is at least one attempt")
+
+
+def _demand_decoder(graph: Graph) -> None:
+    """Raises ``Unsupported`` for what no program can be made of yet."""
+    if not graph.generative:
+        raise Unsupported(
+            "Programs are made for language models (causal; tokens in, scores of tokens out), and "
+            "this graph is none: run it on the integer forward (golden, as_torch)"
+        )
+    for node in graph.nodes:
+        positions = isinstance(node, Embedding) and node.index != TOKENS
+        if positions or isinstance(node, (Slice, Concat)):
+            what = "embeddings of positions" if positions else f"{type(node).__name__} nodes"
+            raise Unsupported(
+                f"{node.name}: there are no programs with {what} yet: run the model on the integer "
+                f"forward (golden, as_torch)"
+            )
 
 
 class _Decoder:

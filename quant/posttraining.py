@@ -228,6 +228,7 @@ def context_of(network: Network, recipe: Recipe) -> int:
     return recipe.context or network.context
 
 
+@torch.no_grad()
 def prepared(network: Network, batches: Batches, recipe: Recipe, context: int) -> Network:
     """A network of the same function in the form that the builder reads, and easy to quantize."""
     network = transform.adjacent_pairs(transform.fold_scales(transform.split_slices(network)))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,14 @@ from systolith.compiler.decoder import compile_decoder, logits, set_prompt
 from systolith.compiler.tensors import Unsupported
 from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
+from systolith.graph import Embedding
 from systolith.program import Program
 from systolith.quant.llama import Llama, LlamaConfig
 from systolith.quant.llama_network import llama_network
 from systolith.quant.posttraining import quantize_network
 from systolith.quant.recipe import Recipe
 from systolith.sim.machine import GoldenMachine
+from tests.graphs import encoder
 from tests.interleaved import InterleavedMachine
 from tests.quant.small import small_llama
 
@@ -193,3 +197,16 @@ def test_errors_say_what_is_wrong(seed):
         set_prompt(program, memory, [1] * 33, 40)
     with pytest.raises(DoesNotFit, match="allows 4 to 33"):
         set_prompt(program, memory, [1] * 3, 34)
+
+
+def test_graphs_without_programs_are_named(seed):
+    with pytest.raises(Unsupported, match="this graph is none: run it on the integer forward"):
+        compile_decoder(encoder(seed), TINY)
+    graph = random_graph(seed)
+    table = Embedding(name="places", out="places", table="places.table", index="positions")
+    tensor = replace(graph.tensors["embedding"], name="places")
+    rows = np.zeros((graph.context, tensor.channels), dtype=np.int16)
+    graph = replace(graph, nodes=(*graph.nodes, table), tensors=graph.tensors | {"places": tensor},
+                    constants=graph.constants | {"places.table": rows})
+    with pytest.raises(Unsupported, match="places: there are no programs with embeddings of pos"):
+        compile_decoder(graph, TINY)
