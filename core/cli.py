@@ -69,6 +69,24 @@ def _steps() -> Step:
     return step
 
 
+_PIN = click.option(
+    "--pin",
+    "pins",
+    multiple=True,
+    metavar="PATTERN=BITS",
+    help="8 or 16 bits for the tensors of a name pattern, whatever the budget.",
+)
+
+
+def _pinned(pins: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Patterns and bits of a recipe."""
+    for pin in pins:
+        pattern, _, bits = pin.rpartition("=")
+        if not pattern or bits not in ("8", "16"):
+            raise UserError(f"--pin takes PATTERN=8 or PATTERN=16, not {pin!r}")
+    return tuple((pin.rpartition("=")[0], int(pin.rpartition("=")[2])) for pin in pins)
+
+
 @contextmanager
 def _bar() -> Iterator[Step]:
     """A progress bar with the phrase of the moment beside it."""
@@ -231,6 +249,7 @@ def demo(config_name: str) -> None:
     help="Text (for sentence models one sentence a line), or tokens [N, T] as .npy.",
 )
 @click.option("--budget", default="", help="cosine=0.999 or ppl=1.005: 8 bits where it allows.")
+@_PIN
 @click.option("--context", type=int, help="Longest sequence, if not the model's own.")
 @click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .slq file.")
 @click.option("--report", type=click.Path(path_type=Path), help="Every tensor on an HTML page.")
@@ -239,6 +258,7 @@ def quantize(
     tokenizer: str | None,
     calibration: Path | None,
     budget: str,
+    pins: tuple[str, ...],
     context: int | None,
     output: Path,
     report: Path | None,
@@ -256,7 +276,7 @@ def quantize(
     from systolith.quant.export import quantize_checkpoint
     from systolith.quant.recipe import Recipe
 
-    recipe = Recipe(budget=budget, context=context)
+    recipe = Recipe(budget=budget, bits=_pinned(pins), context=context)
     with _bar() as step:
         made = quantize_checkpoint(
             model, tokenizer, recipe=recipe, calibration=calibration, progress=step
@@ -443,10 +463,11 @@ def softmax(rows: int, length: int, config_name: str, bits: str, seed: int, as_j
     "--budget",
     "budgets",
     multiple=True,
-    default=["cosine=0.999"],
+    default=["cosine=0.9992"],
     show_default=True,
     help="Kept by sentence models (cosine) or language models (ppl); may be given twice.",
 )
+@_PIN
 @click.option("--sequences", default=80, show_default=True, help="Texts of 256 tokens to sample.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
@@ -454,6 +475,7 @@ def accuracy(
     models: tuple[str, ...],
     tokenizer: str | None,
     budgets: tuple[str, ...],
+    pins: tuple[str, ...],
     sequences: int,
     seed: int,
     as_json: bool,
@@ -469,6 +491,7 @@ def accuracy(
                     model,
                     tokenizer=tokenizer,
                     budgets=budgets,
+                    bits=_pinned(pins),
                     sequences=sequences,
                     seed=seed,
                     progress=step,

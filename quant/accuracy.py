@@ -28,6 +28,7 @@ def measure_accuracy(
     *,
     tokenizer: str | Path | None = None,
     budgets: Sequence[str] = (),
+    bits: tuple[tuple[str, int], ...] = (),
     sequences: int = 80,
     seed: int = 0,
     progress: Progress = silent,
@@ -39,13 +40,14 @@ def measure_accuracy(
     positions where both models find the same token likeliest. A sentence model: the cosine of its
     vectors for the package's evaluation sentences. ``eight_bit_inputs``: part of the inputs of
     Linears that have 8 bits. ``budgets``: the one whose metric suits the model is kept, "ppl" of
-    language models and "cosine" of others; without one nothing is searched for.
+    language models and "cosine" of others; without one nothing is searched for. ``bits``: of
+    the recipe.
     """
-    started = time.monotonic()
     loaded = load_network(path, tokenizer)
     metric = "ppl" if loaded.network.generative else "cosine"
     budget = next((text for text in budgets if Budget.parse(text).metric == metric), "")
-    made = quantize_loaded(loaded, Recipe(budget=budget), progress=progress)
+    started = time.monotonic()
+    made = quantize_loaded(loaded, Recipe(budget=budget, bits=bits), progress=progress)
     seconds = time.monotonic() - started
     if loaded.network.generative:
         found = _language(loaded, made, sequences, seed, str(path) == "bundled")

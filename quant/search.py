@@ -30,7 +30,7 @@ from systolith.quant.torch_model import IntegerModule
 
 HELD_OUT = 4
 """Every fourth sequence judges, where there are as many."""
-LEFT_OVER = 6
+LEFT_OVER = 12
 """Choices beyond those of the bisection that are tried one by one."""
 
 
@@ -103,7 +103,7 @@ def choices(ready: Calibrated, judged: Batches, recipe: Recipe, budget: Budget,
         consider(probabilities(a), saved(p_planes=1, value_parts=1), np.array([1 / 255]))
         consider(a.k, saved(key_parts=1), cache[a.k], "keys")
         consider(a.v, saved(value_parts=1), cache[a.v], "values")
-    return sorted(found, key=lambda c: budget.binding(c.error) / c.cycles)
+    return sorted(found, key=lambda c: c.error.mean / c.cycles)
 
 
 def saved_by_input(network: Network, name: str, tokens: int) -> int:

