@@ -274,6 +274,8 @@ class _Decoder:
 
     def _log(self, low: Lowering, node: Node, span: Span) -> None:
         """Stores the logits of the block's last token."""
+        if node.out != self.graph.logits:
+            return
         logits = low.at(node.out)
         row_bytes = logits.stride * self.config.dim
         address = self.memory.buffer("logits", "uint8", (self.context, row_bytes))

@@ -34,8 +34,8 @@ def lower(
 ) -> None:
     """Emits nodes in order; what none of them reads any more is released, unless in ``keep``.
 
-    ``inputs`` emits `Embedding` and `Given` nodes, whose results are placed already, and
-    ``results`` what follows a node that defines an output of the graph.
+    ``inputs`` emits `Embedding` and `Given` nodes, whose results are placed already, ``results``
+    what follows a node: stores of what is wanted elsewhere.
     """
     nodes = list(nodes)
     last = low.last_uses(nodes)
@@ -50,8 +50,7 @@ def lower(
             _LOWER[type(node)](low, node, span)
         else:
             raise Unsupported(f"{node.name}: a program cannot have {type(node).__name__} nodes yet")
-        if node.out in low.outputs:
-            results(low, node, span)
+        results(low, node, span)
         for name, reader in last.items():
             if reader == node.name and name in low.placed and name not in keep:
                 low.release(name)

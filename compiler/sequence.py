@@ -184,8 +184,6 @@ class _Sequence:
             self._embedding(node, span)
         else:
             self._load_given(node, span)
-        if node.out in self.spilled:
-            self._store(node.out, self._spill(node.out), span)
 
     def _embedding(self, node: Embedding, span: Span) -> None:
         """Rows of a table: those of the positions at once, others one by one by their index."""
