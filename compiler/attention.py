@@ -139,7 +139,7 @@ class AttentionLowering:
         """Tokens of a unit: the scores of ``ahead + 1`` units share a half of the accumulator."""
         columns = self.members * (self.tiles + 2 * self.heads.head_blocks)
         room = self.config.accumulator_rows // 2 // (ahead + 1) // columns
-        if self.span.dynamic:
+        if self.span.open or self.span.dynamic:
             if room < self.span.count:
                 raise DoesNotFit(
                     f"The accumulator has {self.config.accumulator_rows} rows, too few for the "
@@ -164,10 +164,8 @@ class AttentionLowering:
                 for (_, q, _), first in zip(self.pairs, self.gathered, strict=False)
             ]
             for start in range(0, span.count, rows):
-                part = Span(span.first + start, min(rows, span.count - start), span.dynamic)
-                yield from self._block_units(
-                    block, part, keys, values, queries, held is not None
-                )
+                part = replace(span, first=span.first + start, count=min(rows, span.count - start))
+                yield from self._block_units(block, part, keys, values, queries, held is not None)
 
     def _block_units(
         self,
@@ -193,9 +191,7 @@ class AttentionLowering:
                     else self._queries(q, part, block, head)
                     for index, (_, q, _) in enumerate(self.pairs)
                 ]
-                unit = _Unit(
-                    part, member, queries, keys, values, results, head * heads.head_blocks
-                )
+                unit = _Unit(part, member, queries, keys, values, results, head * heads.head_blocks)
                 if member == members - 1 and (self.gather or head == heads.group - 1):
                     release = [(ring, first)]
                     if held and part.first + part.count == self.span.first + self.span.count:
@@ -235,6 +231,7 @@ class AttentionLowering:
         if title not in low.memory.symbols:
             low.memory.buffer(title, "uint8", shape)
         address = low.memory.symbols[title].address
+        stored, copied = span.rows_16(), span.rows()
         for part in range(hb):
             index = block * hb + part
             start = address + index * self.context * d
@@ -257,8 +254,9 @@ class AttentionLowering:
                     "words": 1,
                     "local": new.row(span) + index,
                     "local_stride": new.stride,
+                    **stored[0],
                 },
-                {"address": Registers.POSITION_ROW, "rows": Registers.TOKENS_16},
+                {"address": Registers.POSITION_ROW, **stored[1]},
                 reads=(source,),
                 writes=(Region(f"{title} new", index, index + 1),),
             )
@@ -272,8 +270,9 @@ class AttentionLowering:
                     "d_stride": 1,
                     "d_weight": 1,
                     "blocks": 1,
+                    **copied[0],
                 },
-                {"rows": Registers.TOKENS, "d": Registers.POSITION},
+                {"d": Registers.POSITION, **copied[1]},
                 reads=(source,),
                 writes=(weight,),
             )
@@ -293,7 +292,6 @@ class AttentionLowering:
         """Brings the query rows of a key block set into [token][head of the group] order."""
         heads, span = self.heads, self.span
         blocks = heads.group * heads.head_blocks
-        place = Placed(target, q.layout, q.bits, span.count)
         rows = blocks * q.planes
         region = Region("activation", target, target + span.count * rows)
         fields, registers = span.rows()
@@ -303,7 +301,7 @@ class AttentionLowering:
                 "a": q.row(span) + block * rows,
                 "a_stride": q.stride,
                 "a_format": q.format,
-                "d": place.first,
+                "d": target,
                 "d_stride": rows,
                 "blocks": blocks,
                 "d_wide": int(q.bits == 16),
@@ -326,9 +324,9 @@ class AttentionLowering:
 
     def _matmul_rows(self, unit: _Unit) -> tuple[dict[str, int], dict[str, Registers]]:
         """Rows of a unit's products."""
-        if not unit.span.dynamic:
-            return {"rows": unit.span.count * self.members}, {}
-        return {}, {"rows": Registers.GROUP_ROWS_16}
+        if unit.span.open:
+            return {}, {"rows": Registers.GROUP_ROWS_16}
+        return {"rows": unit.span.count * self.members}, {}
 
     def _scores(self, unit: _Unit) -> None:
         """Scores of a unit, then their softmax."""
@@ -388,7 +386,7 @@ class AttentionLowering:
     def _limits(self, span: Span, rows: int) -> dict[str, int]:
         """How many scores of each row take part."""
         if span.dynamic:
-            return {"limit": 1, "limit_step": 1}
+            return {"limit": 1, "limit_step": 1} | ({} if span.open else {"rows": rows})
         fields = {"rows": rows, "blocks": self.tiles}
         if self.node.causal:
             return fields | {"limit": span.first + 1, "limit_step": 1}

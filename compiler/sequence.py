@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.control import times
 from systolith.compiler.layout import Layout, planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
@@ -23,7 +24,7 @@ from systolith.config import Config
 from systolith.errors import UserError
 from systolith.fixed import Int
 from systolith.graph import POSITIONS, Attention, Embedding, Given, Graph, Node
-from systolith.isa import AluOp, LoadSpace, StoreSpace
+from systolith.isa import LoadSpace, StoreSpace
 from systolith.program import Program
 
 R = Registers
@@ -198,14 +199,12 @@ class _Sequence:
         row_bytes = x.stride * self.config.dim
         if node.index == POSITIONS:
             words = x.stride * span.count
-            low.load(
-                LoadSpace.ACTIVATION, address + span.first * row_bytes, words, x.row(span)
-            )
+            low.load(LoadSpace.ACTIVATION, address + span.first * row_bytes, words, x.row(span))
             return
         index = self.memory.symbols[f"index {node.index}"].address
         for token in range(span.first, span.first + span.count):
             low.emit("ldr", {"address": index + 4 * token, "rd": int(R.A)})
-            self._times(R.B, R.A, row_bytes, R.C)
+            times(low, R.B, R.A, row_bytes, R.C)
             low.load(
                 LoadSpace.ACTIVATION,
                 address,
@@ -213,9 +212,6 @@ class _Sequence:
                 x.row(Span(token, 1)),
                 registers={"address": R.B},
             )
-
-    def _times(self, rd: R, x: R, factor: int, scratch: R) -> None:
-        times(self.low, rd, x, factor, scratch)
 
     def _load_given(self, node: Node, span: Span) -> None:
         low, d = self.low, self.config.dim
@@ -285,24 +281,6 @@ class _Sequence:
             reads=(Region(title, span.first, span.first + span.count),),
             writes=(x.region(span),),
         )
-
-
-def times(low: Lowering, rd: R, x: R, factor: int, scratch: R) -> None:
-    """Emits rd = x * factor, by shifts and additions; rd and scratch differ from x."""
-
-    def alu(op: AluOp, to: R, a: R, b: R | int) -> None:
-        fields, registers = {"op": op, "rd": int(to)}, {"x": a}
-        if isinstance(b, R):
-            registers["y"] = b
-        else:
-            fields["y"] = b
-        low.emit("alu", fields, registers)
-
-    bits = [i for i in range(factor.bit_length()) if factor >> i & 1]
-    alu(AluOp.SHL, rd, x, bits[0])
-    for bit in bits[1:]:
-        alu(AluOp.SHL, scratch, x, bit)
-        alu(AluOp.ADD, rd, rd, scratch)
 
 
 # The host's side -------------------------------------------------------------------------------

@@ -65,9 +65,7 @@ class _Maker:
             "shift": self.constant(f"{name}.shift", np.full(channels, shift), "uint8"),
         }
 
-    def linear(
-        self, name: str, x: str, channels: int, bits: int, table: str | None = None
-    ) -> str:
+    def linear(self, name: str, x: str, channels: int, bits: int, table: str | None = None) -> str:
         source = self.tensors[x]
         weight = self.rng.integers(-127, 128, (channels, source.channels))
         size = (1 << (source.bits - 1)) / 5 * 73 * math.sqrt(source.channels)
@@ -117,9 +115,7 @@ class _Maker:
 
     def lookup(self, name: str, x: str, table: str) -> str:
         self.nodes.append(
-            Lookup(
-                **self.tensor(name, self.tensors[x].channels, 8), x=x, table=table, exact=False
-            )
+            Lookup(**self.tensor(name, self.tensors[x].channels, 8), x=x, table=table, exact=False)
         )
         return name
 
@@ -235,10 +231,9 @@ def llama(
     make.constant("cos", np.repeat(cos, 2, axis=1), "int16")
     make.constant("sin", np.stack([-sin, sin], axis=2).reshape(context, head_dim), "int16")
     table = make.rng.normal(0, 6000, (vocabulary, hidden)).clip(-32000, 32000)
-    make.nodes.append(
-        Embedding(**make.tensor("embedding", hidden, 16), table=make.constant("table", table, "int16"), index=TOKENS)
-    )  # fmt: skip
+    make.constant("table", table, "int16")
     x = "embedding"
+    make.nodes.append(Embedding(**make.tensor(x, hidden, 16), table="table", index=TOKENS))
     for index in range(layers):
         x = _llama_layer(make, f"layer {index}", x, heads, kv_heads, ffn)
     x = make.norm("norm", x, bits, center=False)
@@ -246,9 +241,7 @@ def llama(
     return make.graph("logits", context)
 
 
-def _llama_layer(
-    make: _Maker, name: str, x: str, heads: int, kv_heads: int, ffn: int
-) -> str:
+def _llama_layer(make: _Maker, name: str, x: str, heads: int, kv_heads: int, ffn: int) -> str:
     hidden = make.tensors[x].channels
     head_dim = hidden // heads
     y = make.norm(f"{name}.norm", x, make.bits, center=False)
@@ -267,7 +260,7 @@ def _llama_layer(
     gate = make.linear(f"{name}.gate", y, ffn, 16, "silu")
     up = make.linear(f"{name}.up", y, ffn, 16)
     out = make.tensor(f"{name}.product", ffn, make.bits)
-    make.nodes.append(Multiply(**out, a=gate, b=up, mult=1 << 15, shift=27 if make.bits == 16 else 35))
+    make.nodes.append(Multiply(**out, a=gate, b=up, mult=1 << 15, shift=43 - make.bits))
     return make.add(f"{name}.add2", make.linear(f"{name}.down", out["out"], hidden, 16), x)
 
 
