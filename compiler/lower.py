@@ -240,7 +240,7 @@ class Lowering:
         )
 
     def _staying_tables(self) -> list[str]:
-        """Tables that stay in slots of their own: all, or those that several nodes read."""
+        """Tables that stay in slots of their own: all, or the most used but for two slots."""
         uses: dict[str, int] = {}
         for node in self.graph.nodes:
             if isinstance(node, (Linear, Lookup)) and node.table is not None:
@@ -248,7 +248,7 @@ class Lowering:
         names = sorted(uses, key=lambda name: -uses[name])
         if len(names) <= self.config.table_slots:
             return names
-        return [name for name in names if uses[name] > 1][: self.config.table_slots - 1]
+        return names[: max(0, self.config.table_slots - 2)]
 
     # Emission ------------------------------------------------------------------------------------
 

@@ -122,6 +122,7 @@ PRESETS: dict[str, Config] = {
         weight_rows=65536,
         accumulator_rows=8192,
         parameter_rows=512,
+        table_slots=8,
         max_features=2048,
         outstanding=8,
     ),
