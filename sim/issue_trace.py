@@ -57,12 +57,11 @@ def _first_program(lines: Iterable[str]) -> list[list[int]]:
 
 
 def _match(events: list[list[int]]) -> list[Executed]:
-    own: list[tuple[int, int, int]] = []  # position in the program's order, cycle, pc
     waiting: dict[Unit, deque[tuple[int, int, int]]] = {unit: deque() for unit in QUEUED}
     granted: dict[Unit, deque[int]] = {unit: deque() for unit in QUEUED}
     started: dict[Unit, deque[int]] = {unit: deque() for unit in QUEUED}
     finished: list[tuple[int, Executed]] = []
-    order = 0
+    order, left = 0, -1  # instructions that left the sequencer, and when the last one did
     for cycle, retired, pc, queued, queue, grants, taken, done in events:
         for unit in QUEUED:
             if grants >> unit & 1:
@@ -78,10 +77,8 @@ def _match(events: list[list[int]]) -> list[Executed]:
         if queued:
             waiting[Unit(queue)].append((order, cycle, pc))
         elif retired:
-            own.append((order, cycle, pc))
-        order += retired
-    finished += [
-        (place, Executed(pc, Unit.SEQUENCER, cycle, cycle, cycle, cycle))
-        for place, cycle, pc in own
-    ]
+            since = left + 1
+            finished.append((order, Executed(pc, Unit.SEQUENCER, since, since, since, cycle)))
+        if retired:
+            order, left = order + 1, cycle
     return [item for _, item in sorted(finished, key=lambda pair: pair[0])]

@@ -4,7 +4,7 @@
     timing.cycles, timing.counters["MATMUL_BUSY"]
     timing.executed[0].start                    # and pc, unit, queued, granted, end
 
-No data is looked at: see `systolith.compiler.sequence` for what that leaves open. `simulate` does
+No data is looked at: see `systolith.compiler.unroll` for what that leaves open. `simulate` does
 the same for a list of instructions, for schedules that have not become a program.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.compiler.sequence import Dynamic, sequence, words_of
 from systolith.compiler.timeline import Timeline
 from systolith.compiler.timing.machine import Deadlock, Machine
 from systolith.compiler.timing.memory import Memory
 from systolith.compiler.timing.parameters import PARAMETERS, Parameters
+from systolith.compiler.unroll import Dynamic, unroll, words_of
 from systolith.config import Config
 from systolith.isa import Instruction
 from systolith.program import Program
@@ -50,7 +50,7 @@ def predict(
         write_latency=write_latency,
         bus_bytes_per_cycle=bus_bytes_per_cycle,
     )
-    stream = sequence(code, memory)
+    stream = unroll(code, memory)
     return simulate(program.config, stream, memory=settings, parameters=parameters)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from systolith.compiler.sequence import Dynamic
 from systolith.compiler.timeline import Executed, Timeline
 from systolith.compiler.timing.counters import Counters
 from systolith.compiler.timing.memory import Memory
@@ -20,6 +19,7 @@ from systolith.compiler.timing.parameters import Parameters
 from systolith.compiler.timing.ports import Accumulator, ReadPort, sources
 from systolith.compiler.timing.transfer import Fetch, Load, ReadBus, Store
 from systolith.compiler.timing.units import Fields, Matmuls, Vectors
+from systolith.compiler.unroll import Dynamic
 from systolith.config import Config
 from systolith.isa import (
     QUEUED,
@@ -112,6 +112,7 @@ class Machine:
         self.queued, self.granted = [-1] * count, [-1] * count
         self.start, self.end = [-1] * count, [-1] * count
         self.index = 0  # the instruction that the sequencer takes or executes
+        self.left = -1  # when the last instruction left the sequencer
         self.words_from: int | None = None  # it waits for words since then
         self.waiting: Unit | None = None  # for room in that queue
         self.draining: tuple[Unit, ...] = ()  # for these units
@@ -138,13 +139,14 @@ class Machine:
         if self.halted < 0:
             self._demand_end()
             self.halted = max(self.end, default=-1)
+        stream = self.stream[: self.index]
+        times = zip(self.queued, self.granted, self.start, self.end, strict=True)
         executed = [
-            Executed(
-                item.pc, item.item.unit, self.queued[i], self.granted[i], self.start[i], self.end[i]
-            )
-            for i, item in enumerate(self.stream[: self.index + 1])
+            Executed(item.pc, item.item.unit, *cycles)
+            for item, cycles in zip(stream, times, strict=False)
         ]
-        return Timeline(executed, self.halted + 1, self._registers(len(executed)))
+        items = [item.item for item in stream]
+        return Timeline(executed, self.halted + 1, self._registers(len(stream)), items)
 
     # The sequencer -------------------------------------------------------------------------------
 
@@ -171,8 +173,6 @@ class Machine:
         if unit != Unit.SEQUENCER:
             self._hand_on(unit, index, cycle)
             return
-        if self.queued[index] < 0:
-            self.queued[index] = self.granted[index] = cycle
         op = item.op
         if op == "alu":
             fields = item.fields
@@ -182,7 +182,7 @@ class Machine:
         elif op == "branch":
             if dynamic.taken:
                 restart = cycle + self.p.branch
-                self._retire(cycle, restart + 1)
+                self._retire(cycle)
                 self.fetch.restart(restart, item.fields.get("target", 0))
                 self._next(restart + 1)
                 return
@@ -208,14 +208,14 @@ class Machine:
         self.draining = ()
         cycle = max(cycle, *(self.last_done[unit] + self.p.drained for unit in units))
         if self.stream[self.index].item.op == "halt":
-            self.start[self.index] = self.end[self.index] = self.halted = cycle
-            return
+            self.halted = cycle
         self._retire(cycle)
         self._next(cycle + 1)
 
-    def _retire(self, cycle: int, following: int = 0) -> None:
-        self.start[self.index] = self.queued[self.index]
-        self.end[self.index] = cycle
+    def _retire(self, cycle: int) -> None:
+        index, since = self.index, self.left + 1
+        self.queued[index] = self.granted[index] = self.start[index] = since
+        self.end[index] = self.left = cycle
         self.index += 1
 
     def _hand_on(self, unit: Unit, index: int, cycle: int) -> None:
@@ -228,7 +228,7 @@ class Machine:
             cycle = queue.started[before] + self.p.room
             self.at(cycle, self._execute, cycle)
             return
-        self.queued[index] = cycle
+        self.queued[index] = self.left = cycle
         self.unfinished[unit] += 1
         queue.items.append(index)
         if len(queue.items) == 1:

@@ -62,5 +62,5 @@ def test_what_had_not_finished_is_left_out(tmp_path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
     assert read_trace(path) == [
         Executed(0, Unit.MATMUL, 8, 9, 10, 17),
-        Executed(2, Unit.SEQUENCER, 25, 25, 25, 25),
+        Executed(2, Unit.SEQUENCER, 17, 17, 17, 25),
     ]

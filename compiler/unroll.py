@@ -35,7 +35,7 @@ class Dynamic:
     taken: bool = False
 
 
-def sequence(
+def unroll(
     words: Sequence[Sequence[int]],
     memory: NDArray[np.uint8] | None = None,
     *,
