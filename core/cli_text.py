@@ -1,68 +1,94 @@
 """Commands that write text with a language model."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from systolith.cli_load import language_model
-from systolith.cli_options import config_option, steps
+from systolith.cli_options import backend_option, config_option, steps
 from systolith.config import Config, load_config
 from systolith.errors import UserError
+from systolith.sampling import GREEDY, Sampler
+from systolith.text import TextStream, ends_with
 
 if TYPE_CHECKING:
+    from systolith.graph import Graph
+    from systolith.quant.vocabulary import AnyTokenizer
     from systolith.sim.generate import Generation
+    from systolith.sim.writer import Request
 
 CLOCK_MHZ = 100.0
 DEMO_PROMPT = "If the expression"
 DEMO_TOKENS = 48
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """A text to be written, as the user asks for it; ``end_tokens``: those of the model end it."""
+
+    model: str
+    tokenizer: str | None = None
+    prompt: str = DEMO_PROMPT
+    tokens: int = DEMO_TOKENS
+    sampler: Sampler = GREEDY
+    stops: Sequence[str] = ()
+    end_tokens: bool = True
+
+    def request(self, graph: "Graph", vocabulary: "AnyTokenizer") -> "Request":
+        from systolith.sim.writer import Request
+
+        prompt = vocabulary.encode(self.prompt)
+        ends = {token for token in (graph.bos, graph.eos) if token is not None}
+        return Request(
+            prompt=prompt,
+            tokens=self.tokens,
+            sampler=self.sampler,
+            stops=ends if self.end_tokens else (),
+            ends=ends_with(vocabulary, prompt[-1], self.stops) if prompt else None,
+        )
+
+
 def _write_text(
-    model: str,
-    tokenizer: str | None,
-    prompt: str,
-    tokens: int,
-    backend: str,
-    config: Config,
-    clock: float,
-    waves: Path | None = None,
+    wanted: _Text, backend: str, config: Config, clock: float, waves: Path | None = None
 ) -> None:
     """Loads, quantizes, compiles, writes text and reports; everything on the terminal."""
     step = steps()
-    graph, vocabulary = language_model(model, tokenizer, step)
-    from systolith.sim.generate import check_length, generate
+    graph, vocabulary = language_model(wanted.model, wanted.tokenizer, step)
+    request = wanted.request(graph, vocabulary)
+    request.total(graph.context)
+    from systolith.sim.generate import generate
 
-    ids = vocabulary.encode(prompt)
-    check_length(graph.context, ids, tokens)
     if backend == "rtl":
-        from systolith.sim.machine_tb import MachineSim
-
         step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
-        simulator = MachineSim(config, waves=waves is not None).build
-    step(f"writing {tokens} tokens on {backend}")
-    previous = ids[-1]
+    step(f"writing up to {request.tokens} tokens on {backend}")
+    stream = TextStream(vocabulary, request.prompt[-1])
 
-    def show(token: int) -> None:
-        nonlocal previous
-        piece = vocabulary.piece(previous, token)
-        click.echo(piece.decode("utf-8", errors="replace"), nl=False)
+    def show(text: str) -> None:
+        click.echo(text, nl=False)
         sys.stdout.flush()
-        previous = token
 
-    click.echo(prompt, nl=False)
-    sys.stdout.flush()
-    result = generate(graph, config, ids, tokens, backend, on_token=show, waves=waves)
-    click.echo()
+    show(wanted.prompt)
+    made = generate(
+        graph, config, request, backend, lambda token: show(stream.push(token)), waves
+    )
+    click.echo(stream.close())
+    if made.end == "context":
+        length = len(made.tokens) - 1
+        step(f"the context of {length} tokens is full: the text ends after {made.new} new ones")
+    elif made.end == "stop":
+        step(f"the text ends by itself or at --stop after {made.new} tokens")
     if backend == "golden":
-        step(f"{result.new} tokens by the integer forward")
+        step(f"{made.new} tokens by the integer forward")
         return
-    step(f"{result.new} tokens × {graph.vocabulary} logits equal the golden forward, every bit")
+    step(f"{made.new} tokens × {graph.vocabulary} logits equal the golden forward, every bit")
+    if made.waves:
+        step(f"waveform: {made.waves}")
     if backend == "rtl":
-        if waves is not None:
-            step(f"waveform: {waves.with_suffix('.' + simulator.waves)}")
-        _report(result, config, clock)
+        _report(made, config, clock)
 
 
 def _report(result: "Generation", config: Config, clock: float) -> None:
@@ -96,14 +122,22 @@ def _report(result: "Generation", config: Config, clock: float) -> None:
 @click.option("--model", default="bundled", show_default=True, help="Checkpoint, or `bundled`.")
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
 @click.option("--prompt", default=DEMO_PROMPT, show_default=True)
-@click.option("--tokens", default=DEMO_TOKENS, show_default=True, help="Tokens to write.")
+@click.option("--tokens", default=DEMO_TOKENS, show_default=True, help="Tokens to write, at most.")
 @click.option(
-    "--backend",
-    type=click.Choice(["golden", "machine", "rtl"]),
-    default="golden",
+    "--temperature",
+    default=0.0,
     show_default=True,
-    help="Integer forward, golden machine, or Verilog under Verilator.",
+    help="0: always the most likely token, else by chance, the wilder the higher.",
 )
+@click.option("--top-k", default=0, help="Chance only among so many of the most likely tokens.")
+@click.option(
+    "--top-p",
+    default=1.0,
+    help="Chance only among the most likely tokens that have this probability together.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of chance.")
+@click.option("--stop", "stops", multiple=True, help="Text to end behind; may be given again.")
+@backend_option
 @config_option("bench")
 @click.option("--clock", default=CLOCK_MHZ, show_default=True, help="MHz, for tokens per second.")
 @click.option("--waves", type=click.Path(path_type=Path), help="File for the waveform (rtl).")
@@ -112,16 +146,34 @@ def generate(
     tokenizer: str | None,
     prompt: str,
     tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stops: tuple[str, ...],
     backend: str,
     config_name: str,
     clock: float,
     waves: Path | None,
 ) -> None:
-    """Continue a text with a language model, greedily."""
+    """Continue a text with a language model.
+
+    The text ends after --tokens, where the context is full, or where the model or --stop ends it.
+    """
     config = load_config(config_name)
     if waves is not None and backend != "rtl":
         raise UserError("A waveform needs the backend rtl: add --backend rtl")
-    _write_text(model, tokenizer, prompt, tokens, backend, config, clock, waves)
+    if "" in stops:
+        raise UserError("A text to stop at must not be empty")
+    wanted = _Text(
+        model=model,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        tokens=tokens,
+        sampler=Sampler(temperature, top_k, top_p, seed),
+        stops=stops,
+    )
+    _write_text(wanted, backend, config, clock, waves)
 
 
 @click.command()
@@ -129,4 +181,4 @@ def generate(
 def demo(config_name: str) -> None:
     """The bundled language model writes on the RTL (`make sim`)."""
     config = load_config(config_name)
-    _write_text("bundled", None, DEMO_PROMPT, DEMO_TOKENS, "rtl", config, CLOCK_MHZ)
+    _write_text(_Text(model="bundled", end_tokens=False), "rtl", config, CLOCK_MHZ)
