@@ -20,19 +20,18 @@ from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
-from systolith.compiler.tensors import Registers, Unsupported
+from systolith.compiler.nodes import lower, rope_row_bytes
+from systolith.compiler.schedule import Step, prefetch, synchronize
+from systolith.compiler.tensors import Placed, Registers, Span, Unsupported
 from systolith.config import Config
 from systolith.fixed import Int
-from systolith.graph import TOKENS, Concat, Embedding, Graph, Rope, Slice
+from systolith.graph import TOKENS, Attention, Embedding, Graph, Node, Rope
 from systolith.isa import (
-    INSTRUCTION_BYTES,
     AluOp,
     Condition,
     LoadSpace,
     StoreSpace,
     Unit,
-    assemble,
 )
 from systolith.program import Program
 
@@ -42,8 +41,6 @@ PENDING = 0xFFFF_FFFF
 """In the place of a token that the host has not chosen yet."""
 STOP_WORD = 8
 """Byte offset in ``control`` of the token to stop at."""
-PREFETCH = 48
-"""Steps by which a load of constants may be moved ahead."""
 
 R = Registers
 
@@ -79,10 +76,7 @@ def compile_decoder(
     ]
     for index, (block, keep) in enumerate(attempts):
         try:
-            size = _Decoder(graph, config, context, block, keep, code_bytes=0).instructions()
-            return _Decoder(
-                graph, config, context, block, keep, code_bytes=size * INSTRUCTION_BYTES
-            ).program()
+            return _Decoder(graph, config, context, block, keep).program()
         except DoesNotFit:
             if index == len(attempts) - 1:
                 raise
@@ -96,14 +90,9 @@ def _demand_decoder(graph: Graph) -> None:
             "Programs are made for language models (causal; tokens in, scores of tokens out), and "
             "this graph is none: run it on the integer forward (golden, as_torch)"
         )
-    for node in graph.nodes:
-        positions = isinstance(node, Embedding) and node.index != TOKENS
-        if positions or isinstance(node, (Slice, Concat)):
-            what = "embeddings of positions" if positions else f"{type(node).__name__} nodes"
-            raise Unsupported(
-                f"{node.name}: there are no programs with {what} yet: run the model on the integer "
-                f"forward (golden, as_torch)"
-            )
+    heads = {(node.heads, node.kv_heads, node.head_dim) for node in graph.of_kind(Attention)}
+    if len(heads) > 1:
+        raise Unsupported("Programs for attention layers with different heads are not supported")
 
 
 class _Decoder:
@@ -116,20 +105,17 @@ class _Decoder:
         context: int,
         tokens: int,
         resident: bool,
-        *,
-        code_bytes: int,
     ) -> None:
         self.graph, self.config, self.context = graph, config, context
-        self.memory = Memory(code_bytes)
+        self.memory = Memory()
         self.control = self.memory.buffer("control", "<u4", (4,))
         self.tokens = self.memory.buffer("tokens", "<u4", (context + 1,))
         self.lowering = Lowering(
             graph, config, self.memory, tokens=tokens, context=context, resident=resident
         )
+        self.span = Span(0, tokens, dynamic=True)
+        self.embedding = next(n for n in graph.of_kind(Embedding) if n.index == TOKENS)
         self.steps = self._build()
-
-    def instructions(self) -> int:
-        return len(self.steps)
 
     def program(self) -> Program:
         index = {id(step): i for i, step in enumerate(self.steps)}
@@ -139,14 +125,14 @@ class _Decoder:
             if step.target is not None:
                 item = replace(item, fields={**item.fields, "target": index[id(step.target)]})
             code.append(item)
-        image, size = self.memory.image(assemble(code))
-        layout = self.lowering.placed[self.graph.logits].layout
+        image, size, symbols = self.memory.link(code)
+        layout = self.lowering.layouts[self.graph.logits]
         return Program(
             self.config,
             image,
             len(code),
             size,
-            self.memory.symbols,
+            symbols,
             {
                 "kind": "decoder",
                 "context": self.context,
@@ -163,20 +149,19 @@ class _Decoder:
 
     def _build(self) -> list[Step]:
         low = self.lowering
-        embedding = next(self.graph.of_kind(Embedding), None)
-        if not isinstance(embedding, Embedding):
-            raise Unsupported("A decoder must start with an embedding")
-        x = low.place_input(embedding)
+        embedding = self.embedding
+        low.place(embedding.out, self.span)
+        x = low.at(embedding.out)
         rows = planes(x.layout.spread(self.graph.constants[embedding.table]), self.config.dim)
         table = self.memory.constant("embedding", rows)
 
         start = self._segment("control", self._prologue)
         head = self._segment("control", lambda: self._head(x.stride))
         gather = self._segment(embedding.name, lambda: self._gather(table, x.stride, x.first))
-        body = self._segment("", lambda: self._body(table, x.stride, x.first, x.region(low.tokens)))
+        body = self._segment("", lambda: self._body(table, x))
         tail = self._segment("control", lambda: self._tail(head[0]))
 
-        body = prefetch(body, PREFETCH)
+        body = prefetch(body, self.config.queue_depth)
         ahead = 0
         while body[ahead].constant:
             ahead += 1
@@ -260,20 +245,20 @@ class _Decoder:
         self._branch(Condition.ALWAYS, 0, 0, loop)
         leave.target = self._alu(AluOp.SHL, R.TOKENS_16, R.TOKENS, 16)
 
-    def _body(self, table: int, x_stride: int, x: int, region: Region) -> None:
+    def _body(self, table: int, x: Placed) -> None:
         """The last token's embedding, the derived registers, and all the layers."""
         low = self.lowering
         d = self.config.dim
         # Loads are executed in order: when this one is done, all of the gathered rows are there.
         low.emit(
             "load",
-            {"space": LoadSpace.ACTIVATION, "address": table, "words": x_stride, "rows": 1}
-            | {"local": x},
+            {"space": LoadSpace.ACTIVATION, "address": table, "words": x.stride, "rows": 1}
+            | {"local": x.first},
             {"address": R.B, "local": R.C},
-            writes=(region,),
+            writes=(x.region(self.span),),
         )
-        group = low.heads.group if low.heads else 1
-        self._times(R.A, R.TOKENS, group, R.B)
+        heads = next(iter(low.heads.values()), None)
+        self._times(R.A, R.TOKENS, heads.group if heads else 1, R.B)
         self._alu(AluOp.SHL, R.GROUP_ROWS_16, R.A, 16)
         self._alu(AluOp.ADD, R.B, R.POSITION, R.TOKENS)
         self._alu(AluOp.ADD, R.C, R.B, d - 1)
@@ -283,15 +268,32 @@ class _Decoder:
         self._alu(AluOp.ADD, R.SOFTMAX, R.A, R.C)
         self._alu(AluOp.SHL, R.POSITION_ROW, R.POSITION, d.bit_length() - 1)
         self._alu(AluOp.MAX, R.OLD, R.POSITION, 1)
-        ropes = {(n.cos, n.sin): n for n in self.graph.of_kind(Rope) if isinstance(n, Rope)}
-        if ropes:
-            self._times(R.ROPE_ROW, R.POSITION, low.rope_row_bytes(), R.A)
-            for node in ropes.values():
-                low.rope_table(node)
-        low.run()
-        logits = low.placed[self.graph.logits]
-        row_bytes = logits.stride * d
+        rope = next(self.graph.of_kind(Rope), None)
+        if rope is not None:
+            self._times(R.ROPE_ROW, R.POSITION, rope_row_bytes(low, rope), R.A)
+        nodes = [node for node in self.graph.nodes if node.out != self.embedding.out]
+        lower(low, nodes, self.span, {self.graph.logits}, self._positions, self._log)
+
+    def _positions(self, low: Lowering, node: Embedding, span: Span) -> None:
+        """The rows of an embedding of positions, from the first token's on."""
+        x = low.at(node.out)
+        values = self.graph.constants[node.table]
+        # A block may read beyond the context: the table is longer than the caches.
+        values = np.concatenate([values, np.zeros((span.count, values.shape[1]), values.dtype)])
+        address = self.memory.constant(node.name, planes(x.layout.spread(values), self.config.dim))
+        row_bytes = x.stride * self.config.dim
+        self._times(R.A, R.POSITION, row_bytes, R.C)
+        words = x.stride * span.count
+        low.load(LoadSpace.ACTIVATION, address, words, x.first, registers={"address": R.A})
+
+    def _log(self, low: Lowering, node: Node, span: Span) -> None:
+        """Stores the logits of the block's last token."""
+        if node.out != self.graph.logits:
+            return
+        logits = low.at(node.out)
+        row_bytes = logits.stride * self.config.dim
         address = self.memory.buffer("logits", "uint8", (self.context, row_bytes))
+        self._alu(AluOp.ADD, R.B, R.POSITION, R.TOKENS)
         self._alu(AluOp.SUB, R.B, R.B, 1)
         self._times(R.A, R.B, row_bytes, R.C)
         low.emit(
@@ -304,7 +306,7 @@ class _Decoder:
                 "local": logits.first,
             },
             {"address": R.A},
-            reads=(logits.region(1),),
+            reads=(logits.region(Span(0, 1)),),
         )
 
     def _tail(self, loop: Step) -> None:
