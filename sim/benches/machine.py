@@ -125,7 +125,7 @@ async def reset(dut: Any, control: Registers) -> None:
 async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str, Any]) -> dict:
     """One program from start to end; everything that can be read afterwards."""
     memory.configure(**job["settings"])
-    await memory.load(Path(job["image"]).read_bytes(), job["base"])
+    await memory.load_file(Path(job["image"]), job["base"])
     await control.write("BASE", job["base"])
     await control.write("WATCHDOG", job["watchdog"])
     enabled = _IRQ_DONE | _IRQ_ERROR | (_IRQ_MARK if job["marks"] else 0)
@@ -141,7 +141,7 @@ async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str
 
     values = {register.name: await control.read(register.name) for register in registers.REGISTERS}
     after = Path(job["after"]).resolve()
-    after.write_bytes(await memory.dump(job["base"], job["bytes"]))
+    await memory.dump_file(after, job["base"], job["bytes"])
     return {
         "after": str(after),
         "registers": values,
