@@ -1,10 +1,15 @@
 """Whole programs for decoder language models: a loop that prefills the prompt and writes text.
 
-The host places the prompt in ``tokens`` and three words in ``control``: the length of the prompt,
-the number of tokens to end with (prompt included), and a token to stop at (or 0xFFFFFFFF). Each
-turn of the loop processes a block of prompt tokens, or the one token that was written last, and
-logs the logits of its last token; once the prompt is consumed the device takes the arg-max, appends
-it to ``tokens`` and reports it by ``mark``: the number of tokens there are << 16 | the new token.
+The host places the prompt in ``tokens`` and four words in ``control``: the length of the prompt,
+the number of tokens to end with (prompt included), a token to stop at (or 0xFFFFFFFF), and who
+chooses tokens (0 the device, 1 the host). Each turn of the loop processes a block of prompt tokens,
+or the one token that was written last, and logs the logits of its last token; once the prompt is
+consumed the device takes the arg-max, appends it to ``tokens`` and reports it by ``mark``: the
+number of tokens there are << 16 | the new token.
+
+Where the host chooses, the arg-max is reported only, and the device waits until the host has put
+its choice in the place of the 0xFFFFFFFF that stands in ``tokens`` where the text is to go on. The
+token to stop at is read after that: by setting it to its choice the host ends the text.
 """
 
 from dataclasses import replace
@@ -15,26 +20,27 @@ from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
-from systolith.compiler.tensors import Registers, Unsupported
+from systolith.compiler.nodes import lower, rope_row_bytes
+from systolith.compiler.schedule import Step, prefetch, synchronize
+from systolith.compiler.tensors import Placed, Registers, Span, Unsupported
 from systolith.config import Config
 from systolith.fixed import Int
-from systolith.graph import TOKENS, Concat, Embedding, Graph, Rope, Slice
+from systolith.graph import TOKENS, Attention, Embedding, Graph, Node, Rope
 from systolith.isa import (
-    INSTRUCTION_BYTES,
     AluOp,
     Condition,
     LoadSpace,
     StoreSpace,
     Unit,
-    assemble,
 )
 from systolith.program import Program
 
 NO_STOP = 0xFFFF_FFFF
 """Stop token that never comes."""
-PREFETCH = 48
-"""Steps by which a load of constants may be moved ahead."""
+PENDING = 0xFFFF_FFFF
+"""In the place of a token that the host has not chosen yet."""
+STOP_WORD = 8
+"""Byte offset in ``control`` of the token to stop at."""
 
 R = Registers
 
@@ -70,10 +76,7 @@ def compile_decoder(
     ]
     for index, (block, keep) in enumerate(attempts):
         try:
-            size = _Decoder(graph, config, context, block, keep, code_bytes=0).instructions()
-            return _Decoder(
-                graph, config, context, block, keep, code_bytes=size * INSTRUCTION_BYTES
-            ).program()
+            return _Decoder(graph, config, context, block, keep).program()
         except DoesNotFit:
             if index == len(attempts) - 1:
                 raise
@@ -87,14 +90,9 @@ def _demand_decoder(graph: Graph) -> None:
             "Programs are made for language models (causal; tokens in, scores of tokens out), and "
             "this graph is none: run it on the integer forward (golden, as_torch)"
         )
-    for node in graph.nodes:
-        positions = isinstance(node, Embedding) and node.index != TOKENS
-        if positions or isinstance(node, (Slice, Concat)):
-            what = "embeddings of positions" if positions else f"{type(node).__name__} nodes"
-            raise Unsupported(
-                f"{node.name}: there are no programs with {what} yet: run the model on the integer "
-                f"forward (golden, as_torch)"
-            )
+    heads = {(node.heads, node.kv_heads, node.head_dim) for node in graph.of_kind(Attention)}
+    if len(heads) > 1:
+        raise Unsupported("Programs for attention layers with different heads are not supported")
 
 
 class _Decoder:
@@ -107,20 +105,17 @@ class _Decoder:
         context: int,
         tokens: int,
         resident: bool,
-        *,
-        code_bytes: int,
     ) -> None:
         self.graph, self.config, self.context = graph, config, context
-        self.memory = Memory(code_bytes)
+        self.memory = Memory()
         self.control = self.memory.buffer("control", "<u4", (4,))
         self.tokens = self.memory.buffer("tokens", "<u4", (context + 1,))
         self.lowering = Lowering(
             graph, config, self.memory, tokens=tokens, context=context, resident=resident
         )
+        self.span = Span(0, tokens, dynamic=True)
+        self.embedding = next(n for n in graph.of_kind(Embedding) if n.index == TOKENS)
         self.steps = self._build()
-
-    def instructions(self) -> int:
-        return len(self.steps)
 
     def program(self) -> Program:
         index = {id(step): i for i, step in enumerate(self.steps)}
@@ -130,14 +125,14 @@ class _Decoder:
             if step.target is not None:
                 item = replace(item, fields={**item.fields, "target": index[id(step.target)]})
             code.append(item)
-        image, size = self.memory.image(assemble(code))
-        layout = self.lowering.placed[self.graph.logits].layout
+        image, size, symbols = self.memory.link(code)
+        layout = self.lowering.layouts[self.graph.logits]
         return Program(
             self.config,
             image,
             len(code),
             size,
-            self.memory.symbols,
+            symbols,
             {
                 "kind": "decoder",
                 "context": self.context,
@@ -145,6 +140,7 @@ class _Decoder:
                 "resident": self.lowering.resident,
                 "vocabulary": self.graph.vocabulary,
                 "logits_blocks": layout.blocks,
+                "logits_scale": self.graph.tensors[self.graph.logits].scale[0],
                 "labels": [step.label for step in self.steps],
             },
         )
@@ -153,20 +149,19 @@ class _Decoder:
 
     def _build(self) -> list[Step]:
         low = self.lowering
-        embedding = next(self.graph.of_kind(Embedding), None)
-        if not isinstance(embedding, Embedding):
-            raise Unsupported("A decoder must start with an embedding")
-        x = low.place_input(embedding)
+        embedding = self.embedding
+        low.place(embedding.out, self.span)
+        x = low.at(embedding.out)
         rows = planes(x.layout.spread(self.graph.constants[embedding.table]), self.config.dim)
         table = self.memory.constant("embedding", rows)
 
         start = self._segment("control", self._prologue)
         head = self._segment("control", lambda: self._head(x.stride))
         gather = self._segment(embedding.name, lambda: self._gather(table, x.stride, x.first))
-        body = self._segment("", lambda: self._body(table, x.stride, x.first, x.region(low.tokens)))
+        body = self._segment("", lambda: self._body(table, x))
         tail = self._segment("control", lambda: self._tail(head[0]))
 
-        body = prefetch(body, PREFETCH)
+        body = prefetch(body, self.config.queue_depth)
         ahead = 0
         while body[ahead].constant:
             ahead += 1
@@ -213,7 +208,11 @@ class _Decoder:
     def _prologue(self) -> None:
         low = self.lowering
         low.emit("ldr", {"address": self.control, "rd": int(R.PROMPT)})
+        # TOTAL << 16, less one where the host chooses: bit 0 tells, and comparisons stay right.
         low.emit("ldr", {"address": self.control + 4, "rd": int(R.TOTAL)})
+        low.emit("ldr", {"address": self.control + 12, "rd": int(R.A)})
+        self._alu(AluOp.SHL, R.TOTAL, R.TOTAL, 16)
+        self._alu(AluOp.SUB, R.TOTAL, R.TOTAL, R.A)
         low.emit("fence", {})
 
     def _head(self, x_stride: int) -> None:
@@ -246,20 +245,20 @@ class _Decoder:
         self._branch(Condition.ALWAYS, 0, 0, loop)
         leave.target = self._alu(AluOp.SHL, R.TOKENS_16, R.TOKENS, 16)
 
-    def _body(self, table: int, x_stride: int, x: int, region: Region) -> None:
+    def _body(self, table: int, x: Placed) -> None:
         """The last token's embedding, the derived registers, and all the layers."""
         low = self.lowering
         d = self.config.dim
         # Loads are executed in order: when this one is done, all of the gathered rows are there.
         low.emit(
             "load",
-            {"space": LoadSpace.ACTIVATION, "address": table, "words": x_stride, "rows": 1}
-            | {"local": x},
+            {"space": LoadSpace.ACTIVATION, "address": table, "words": x.stride, "rows": 1}
+            | {"local": x.first},
             {"address": R.B, "local": R.C},
-            writes=(region,),
+            writes=(x.region(self.span),),
         )
-        group = low.heads.group if low.heads else 1
-        self._times(R.A, R.TOKENS, group, R.B)
+        heads = next(iter(low.heads.values()), None)
+        self._times(R.A, R.TOKENS, heads.group if heads else 1, R.B)
         self._alu(AluOp.SHL, R.GROUP_ROWS_16, R.A, 16)
         self._alu(AluOp.ADD, R.B, R.POSITION, R.TOKENS)
         self._alu(AluOp.ADD, R.C, R.B, d - 1)
@@ -269,15 +268,32 @@ class _Decoder:
         self._alu(AluOp.ADD, R.SOFTMAX, R.A, R.C)
         self._alu(AluOp.SHL, R.POSITION_ROW, R.POSITION, d.bit_length() - 1)
         self._alu(AluOp.MAX, R.OLD, R.POSITION, 1)
-        ropes = {(n.cos, n.sin): n for n in self.graph.of_kind(Rope) if isinstance(n, Rope)}
-        if ropes:
-            self._times(R.ROPE_ROW, R.POSITION, low.rope_row_bytes(), R.A)
-            for node in ropes.values():
-                low.rope_table(node)
-        low.run()
-        logits = low.placed[self.graph.logits]
-        row_bytes = logits.stride * d
+        rope = next(self.graph.of_kind(Rope), None)
+        if rope is not None:
+            self._times(R.ROPE_ROW, R.POSITION, rope_row_bytes(low, rope), R.A)
+        nodes = [node for node in self.graph.nodes if node.out != self.embedding.out]
+        lower(low, nodes, self.span, {self.graph.logits}, self._positions, self._log)
+
+    def _positions(self, low: Lowering, node: Embedding, span: Span) -> None:
+        """The rows of an embedding of positions, from the first token's on."""
+        x = low.at(node.out)
+        values = self.graph.constants[node.table]
+        # A block may read beyond the context: the table is longer than the caches.
+        values = np.concatenate([values, np.zeros((span.count, values.shape[1]), values.dtype)])
+        address = self.memory.constant(node.name, planes(x.layout.spread(values), self.config.dim))
+        row_bytes = x.stride * self.config.dim
+        self._times(R.A, R.POSITION, row_bytes, R.C)
+        words = x.stride * span.count
+        low.load(LoadSpace.ACTIVATION, address, words, x.first, registers={"address": R.A})
+
+    def _log(self, low: Lowering, node: Node, span: Span) -> None:
+        """Stores the logits of the block's last token."""
+        if node.out != self.graph.logits:
+            return
+        logits = low.at(node.out)
+        row_bytes = logits.stride * self.config.dim
         address = self.memory.buffer("logits", "uint8", (self.context, row_bytes))
+        self._alu(AluOp.ADD, R.B, R.POSITION, R.TOKENS)
         self._alu(AluOp.SUB, R.B, R.B, 1)
         self._times(R.A, R.B, row_bytes, R.C)
         low.emit(
@@ -290,7 +306,7 @@ class _Decoder:
                 "local": logits.first,
             },
             {"address": R.A},
-            reads=(logits.region(1),),
+            reads=(logits.region(Span(0, 1)),),
         )
 
     def _tail(self, loop: Step) -> None:
@@ -300,23 +316,37 @@ class _Decoder:
         self._branch(Condition.LT, R.POSITION, R.PROMPT, loop)
         low.emit("argmax", {"rd": int(R.B)})
         self._alu(AluOp.SHL, R.A, R.POSITION, 2)
-        low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
         self._alu(AluOp.ADD, R.C, R.POSITION, 1)
-        self._alu(AluOp.SHL, R.A, R.C, 16)
-        self._alu(AluOp.ADD, R.A, R.A, R.B)
+        self._alu(AluOp.SHL, R.C, R.C, 16)
+        self._alu(AluOp.AND, R.SOFTMAX, R.TOTAL, 1)
+        ask = self._branch(Condition.NE, R.SOFTMAX, 0, None)
+        low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
+        self._alu(AluOp.ADD, R.A, R.B, R.C)
         low.emit("mark", {}, {"x": R.A})
-        low.emit("ldr", {"address": self.control + 8, "rd": int(R.A)})
+        go_on = low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.A)})
         stop = self._branch(Condition.EQ, R.A, R.B, None)
         self._branch(Condition.LT, R.C, R.TOTAL, loop)
         stop.target = low.emit("halt", {})
+        ask.target = self._alu(AluOp.ADD, R.B, R.B, R.C)
+        low.emit("mark", {}, {"x": R.B})
+        poll = low.emit("ldr", {"address": self.tokens, "rd": int(R.B)}, {"address": R.A})
+        self._branch(Condition.EQ, R.B, PENDING, poll)
+        self._branch(Condition.ALWAYS, 0, 0, go_on)
 
 
 def set_prompt(
-    program: Program, memory: np.ndarray, prompt: list[int], total: int, stop: int = NO_STOP
+    program: Program,
+    memory: np.ndarray,
+    prompt: list[int],
+    total: int,
+    stop: int = NO_STOP,
+    *,
+    host_chooses: bool = False,
 ) -> None:
     """Writes a prompt into a program's memory; the device ends with ``total`` tokens at most.
 
-    Raises ``Unsupported`` for an empty prompt and ``DoesNotFit`` beyond the context.
+    ``host_chooses``: the device asks for each new token. Raises ``Unsupported`` for an empty prompt
+    and ``DoesNotFit`` beyond the context.
     """
     context = program.metadata["context"]
     if not prompt:
@@ -330,17 +360,23 @@ def set_prompt(
             f"{total} tokens are asked for, and a prompt of {len(prompt)} tokens in a context of "
             f"{context} allows {len(prompt) + 1} to {context + 1}"
         )
-    program.write(memory, "control", np.array([len(prompt), total, stop], dtype=np.uint32))
-    program.write(memory, "tokens", np.array(prompt, dtype=np.uint32))
+    control = [len(prompt), total, stop, host_chooses]
+    program.write(memory, "control", np.array(control, dtype=np.uint32))
+    tokens = np.full(context + 1, PENDING if host_chooses else 0, dtype=np.uint32)
+    tokens[: len(prompt)] = prompt
+    program.write(memory, "tokens", tokens)
 
 
 def logits(program: Program, memory: np.ndarray) -> Int:
     """The log of logits, (context, vocabulary) int64; rows that were never written hold 0."""
-    raw = program.read(memory, "logits")
-    blocks, d = program.metadata["logits_blocks"], program.config.dim
-    rows = raw.reshape(len(raw), blocks, 2, d)
+    return logit_rows(program, program.read(memory, "logits"))
+
+
+def logit_rows(program: Program, raw: np.ndarray) -> Int:
+    """Logits (N, vocabulary) int64 of N rows of the log as they lie in memory, uint8."""
+    rows = raw.reshape(-1, program.metadata["logits_blocks"], 2, program.config.dim)
     values = rows[:, :, 0].astype(np.int64) | (rows[:, :, 1].view(np.int8).astype(np.int64) << 8)
-    return values.reshape(len(raw), -1)[:, : program.metadata["vocabulary"]]
+    return values.reshape(len(rows), -1)[:, : program.metadata["vocabulary"]]
 
 
 def units(program: Program) -> dict[Unit, int]:

@@ -37,6 +37,24 @@ from systolith.sim.runner import run
 MEMORY_BYTES = 1 << 25
 
 
+def size_for(program_bytes: int) -> int:
+    """Bytes of a simulated memory for a program: a power of two, so that simulators are reused."""
+    return max(MEMORY_BYTES, 1 << (program_bytes - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the host reads at a mark, and what it writes then, before the machine goes on.
+
+    At the mark v it reads ``size`` bytes at ``first + (v >> 16) * size`` of the program's memory,
+    and writes what ``answer(v, bytes)`` returns: addresses and bytes, in this order.
+    """
+
+    first: int
+    size: int
+    answer: Callable[[int, NDArray[np.uint8]], list[tuple[int, bytes]]]
+
+
 @dataclass(frozen=True)
 class Job:
     """A program to be executed.
@@ -148,14 +166,16 @@ class MachineSim:
         timeout_s: float = 3600,
         waves: Path | None = None,
         on_mark: Callable[[int], None] | None = None,
+        window: Window | None = None,
         trace: bool = False,
         **options: Any,
     ) -> MachineResult:
         """Executes a program, or the memory contents that start with one, and waits for its end.
 
         ``options``: see ``Job``. ``on_mark`` is called while the simulation runs; a mark that
-        follows within some twenty cycles of another replaces it. ``trace``: the result says when
-        each instruction was queued, started and finished. ``check``: an error status raises
+        follows within some twenty cycles of another replaces it. ``window``: the host takes part at
+        each mark; the program must wait for it. ``trace``: the result says when each instruction
+        was queued, started and finished. ``check``: an error status raises
         ``MachineError``; otherwise it is in the result. A program that does not end within
         ``max_cycles`` raises ``BenchFailure``.
         """
@@ -163,7 +183,7 @@ class MachineSim:
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "trace.txt") if trace else None
             (result,) = self.run_all(
-                [job], timeout_s=timeout_s, waves=waves, on_mark=on_mark, trace=log
+                [job], timeout_s=timeout_s, waves=waves, on_mark=on_mark, window=window, trace=log
             )
             if log is not None:
                 timeline = Timeline(read_trace(log), result.counters["CYCLES"], result.counters)
@@ -182,6 +202,7 @@ class MachineSim:
         timeout_s: float = 3600,
         waves: Path | None = None,
         on_mark: Callable[[int], None] | None = None,
+        window: Window | None = None,
         trace: Path | None = None,
     ) -> list[MachineResult]:
         """Executes several programs, one after another, on one machine.
@@ -212,7 +233,8 @@ class MachineSim:
                     "watchdog": job.watchdog,
                     "max_cycles": job.max_cycles,
                     "reset_after": job.reset_after,
-                    "marks": on_mark is not None,
+                    "marks": on_mark is not None or window is not None,
+                    "window": None if window is None else [window.first, window.size],
                     "settings": {**dict.fromkeys(SETTINGS, 0), **self.settings, **job.settings},
                 }
             )
@@ -222,6 +244,7 @@ class MachineSim:
             {"jobs": arguments},
             files=files,
             progress=progress,
+            answer=None if window is None else functools.partial(_answer, window),
             timeout_s=timeout_s,
             waves=waves,
             plusargs=[f"+{PLUSARG}={trace}"] if trace else [],
@@ -240,6 +263,11 @@ class MachineSim:
                 f"has {self.size_bytes}: choose a larger size_bytes"
             )
         return memory
+
+
+def _answer(window: Window, question: dict[str, Any]) -> dict[str, Any]:
+    raw = np.frombuffer(bytes.fromhex(question["bytes"]), np.uint8)
+    return {"writes": [[at, data.hex()] for at, data in window.answer(question["mark"], raw)]}
 
 
 def _result(item: dict[str, Any]) -> MachineResult:

@@ -28,6 +28,7 @@ SETTINGS = (
     "stall_b", "stall_seed", "error_mode", "error_base", "error_size",
 )  # fmt: skip
 NEVER, SLVERR, DECERR = 1, 2, 3
+_LOADED, _DUMPED = "axi_memory_load.bin", "axi_memory_dump.bin"
 _CHANNELS = {1: "AR", 2: "AW", 3: "W"}
 _RULES = {
     1: "burst crosses 4 KiB",
@@ -137,17 +138,33 @@ class AxiMemory:
 
     async def load(self, data: bytes, address: int) -> None:
         """Put bytes into the memory; takes one clock cycle."""
-        Path("axi_memory_load.bin").write_bytes(data)
-        count = await self._transfer("load_go", address, len(data))
-        assert count == len(data), f"loaded {count} of {len(data)} bytes at {address:#x}"
+        Path(_LOADED).write_bytes(data)
+        await self._load(address, len(data))
+
+    async def load_file(self, path: Path, address: int) -> None:
+        """Put a file's bytes into the memory, 140 MB a second; takes one clock cycle."""
+        Path(_LOADED).unlink(missing_ok=True)
+        Path(_LOADED).symlink_to(path.resolve())
+        await self._load(address, path.stat().st_size)
+        Path(_LOADED).unlink()
+
+    async def _load(self, address: int, length: int) -> None:
+        count = await self._transfer("load_go", address, length)
+        assert count == length, f"loaded {count} of {length} bytes at {address:#x}"
 
     async def dump(self, address: int, length: int) -> bytes:
         """Bytes of the memory; takes one clock cycle."""
+        path = Path(_DUMPED)
+        await self.dump_file(path, address, length)
+        data = path.read_bytes()
+        path.unlink()
+        return data
+
+    async def dump_file(self, path: Path, address: int, length: int) -> None:
+        """Bytes of the memory to a file, 30 MB a second; takes one clock cycle."""
         count = await self._transfer("dump_go", address, length)
         assert count == length, f"dumped {count} of {length} bytes at {address:#x}"
-        data = Path("axi_memory_dump.bin").read_bytes()
-        os.unlink("axi_memory_dump.bin")
-        return data
+        os.replace(_DUMPED, path)
 
     async def _transfer(self, go: str, address: int, length: int) -> int:
         from cocotb.triggers import ReadOnly, RisingEdge
