@@ -1,10 +1,15 @@
 """Whole programs for decoder language models: a loop that prefills the prompt and writes text.
 
-The host places the prompt in ``tokens`` and three words in ``control``: the length of the prompt,
-the number of tokens to end with (prompt included), and a token to stop at (or 0xFFFFFFFF). Each
-turn of the loop processes a block of prompt tokens, or the one token that was written last, and
-logs the logits of its last token; once the prompt is consumed the device takes the arg-max, appends
-it to ``tokens`` and reports it by ``mark``: the number of tokens there are << 16 | the new token.
+The host places the prompt in ``tokens`` and four words in ``control``: the length of the prompt,
+the number of tokens to end with (prompt included), a token to stop at (or 0xFFFFFFFF), and who
+chooses tokens (0 the device, 1 the host). A loop processes blocks of the prompt's tokens, another one the token
+that was written last, and both log the logits of the last token; once the prompt is
+consumed the device takes the arg-max, appends it to ``tokens`` and reports it by ``mark``: the
+number of tokens there are << 16 | the new token.
+
+Where the host chooses, the arg-max is reported only, and the device waits until the host has put
+its choice in the place of the 0xFFFFFFFF that stands in ``tokens`` where the text is to go on. The
+token to stop at is read after that: by setting it to its choice the host ends the text.
 """
 
 from collections.abc import Callable
@@ -37,6 +42,10 @@ NO_STOP = 0xFFFF_FFFF
 """Stop token that never comes."""
 LEADING = 4096
 """Most weight rows of which a token loads the weights that the next one begins with."""
+PENDING = 0xFFFF_FFFF
+"""In the place of a token that the host has not chosen yet."""
+STOP_WORD = 8
+"""Byte offset in ``control`` of the token to stop at."""
 
 R = Registers
 
@@ -161,6 +170,7 @@ class _Decoder:
                 "caches": "on chip" if self.on_chip else "in memory",
                 "vocabulary": self.graph.vocabulary,
                 "logits_blocks": layout.blocks,
+                "logits_scale": self.graph.tensors[self.graph.logits].scale[0],
                 "labels": [step.label for step in self.steps],
             },
         )
@@ -216,7 +226,11 @@ class _Decoder:
     def _prologue(self) -> None:
         low = self.lowering
         low.emit("ldr", {"address": self.control, "rd": int(R.PROMPT)})
+        # TOTAL << 16, less one where the host chooses: bit 0 tells, and comparisons stay right.
         low.emit("ldr", {"address": self.control + 4, "rd": int(R.TOTAL)})
+        low.emit("ldr", {"address": self.control + 12, "rd": int(R.A)})
+        alu(low, AluOp.SHL, R.TOTAL, R.TOTAL, 16)
+        alu(low, AluOp.SUB, R.TOTAL, R.TOTAL, R.A)
         low.emit("fence", {})
 
     def _prompt_head(self, x_stride: int) -> None:
@@ -352,23 +366,37 @@ class _Decoder:
         low.emit("fence", {})
         low.emit("argmax", {"rd": int(R.B)})
         alu(low, AluOp.SHL, R.A, R.POSITION, 2)
-        low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
         alu(low, AluOp.ADD, R.C, R.POSITION, 1)
-        alu(low, AluOp.SHL, R.A, R.C, 16)
-        alu(low, AluOp.ADD, R.A, R.A, R.B)
+        alu(low, AluOp.SHL, R.C, R.C, 16)
+        alu(low, AluOp.AND, R.SOFTMAX, R.TOTAL, 1)
+        ask = branch(low, Condition.NE, R.SOFTMAX, 0)
+        low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
+        alu(low, AluOp.ADD, R.A, R.B, R.C)
         low.emit("mark", {}, {"x": R.A})
-        low.emit("ldr", {"address": self.control + 8, "rd": int(R.A)})
+        go_on = low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.A)})
         stop = branch(low, Condition.EQ, R.A, R.B)
         branch(low, Condition.LT, R.C, R.TOTAL, again)
         stop.target = low.emit("halt", {})
+        ask.target = alu(low, AluOp.ADD, R.B, R.B, R.C)
+        low.emit("mark", {}, {"x": R.B})
+        poll = low.emit("ldr", {"address": self.tokens, "rd": int(R.B)}, {"address": R.A})
+        branch(low, Condition.EQ, R.B, PENDING, poll)
+        branch(low, Condition.ALWAYS, 0, 0, go_on)
 
 
 def set_prompt(
-    program: Program, memory: np.ndarray, prompt: list[int], total: int, stop: int = NO_STOP
+    program: Program,
+    memory: np.ndarray,
+    prompt: list[int],
+    total: int,
+    stop: int = NO_STOP,
+    *,
+    host_chooses: bool = False,
 ) -> None:
     """Writes a prompt into a program's memory; the device ends with ``total`` tokens at most.
 
-    Raises ``Unsupported`` for an empty prompt and ``DoesNotFit`` beyond the context.
+    ``host_chooses``: the device asks for each new token. Raises ``Unsupported`` for an empty prompt
+    and ``DoesNotFit`` beyond the context.
     """
     context = program.metadata["context"]
     if not prompt:
@@ -382,17 +410,23 @@ def set_prompt(
             f"{total} tokens are asked for, and a prompt of {len(prompt)} tokens in a context of "
             f"{context} allows {len(prompt) + 1} to {context + 1}"
         )
-    program.write(memory, "control", np.array([len(prompt), total, stop], dtype=np.uint32))
-    program.write(memory, "tokens", np.array(prompt, dtype=np.uint32))
+    control = [len(prompt), total, stop, host_chooses]
+    program.write(memory, "control", np.array(control, dtype=np.uint32))
+    tokens = np.full(context + 1, PENDING if host_chooses else 0, dtype=np.uint32)
+    tokens[: len(prompt)] = prompt
+    program.write(memory, "tokens", tokens)
 
 
 def logits(program: Program, memory: np.ndarray) -> Int:
     """The log of logits, (context, vocabulary) int64; rows that were never written hold 0."""
-    raw = program.read(memory, "logits")
-    blocks, d = program.metadata["logits_blocks"], program.config.dim
-    rows = raw.reshape(len(raw), blocks, 2, d)
+    return logit_rows(program, program.read(memory, "logits"))
+
+
+def logit_rows(program: Program, raw: np.ndarray) -> Int:
+    """Logits (N, vocabulary) int64 of N rows of the log as they lie in memory, uint8."""
+    rows = raw.reshape(-1, program.metadata["logits_blocks"], 2, program.config.dim)
     values = rows[:, :, 0].astype(np.int64) | (rows[:, :, 1].view(np.int8).astype(np.int64) << 8)
-    return values.reshape(len(raw), -1)[:, : program.metadata["vocabulary"]]
+    return values.reshape(len(rows), -1)[:, : program.metadata["vocabulary"]]
 
 
 def units(program: Program) -> dict[Unit, int]:
