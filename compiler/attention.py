@@ -4,8 +4,9 @@ The work is cut into units, the scores of some query rows with one key head. The
 are `AHEAD` units ahead of its context, so that its softmax runs while the array works on others.
 
 Keys and values are tiles in the weight memory. Either all of a sequence lie there
-(`tensors.Stationary`); or they come from caches in memory, for each key block set (see
-`layout.Heads`), and the new rows are appended to the caches and written behind the old ones.
+(`tensors.Stationary`); or they come from memory, for each key block set (see `layout.Heads`). A
+whole sequence is in memory before (`tensors.Cached`); in a loop over tokens the new rows are
+appended to the caches and written behind the old ones.
 """
 
 from collections import deque
@@ -16,7 +17,7 @@ from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import Heads, parameter_rows
 from systolith.compiler.lower import Lowering, Source
 from systolith.compiler.schedule import Region
-from systolith.compiler.tensors import Placed, Registers, Span, Stationary
+from systolith.compiler.tensors import Cached, Placed, Registers, Span, Stationary
 from systolith.graph import Attention
 from systolith.isa import Format, LoadSpace, StoreSpace
 
@@ -82,7 +83,7 @@ class AttentionLowering:
         self.gather = self.heads.group > 1 and (span.dynamic or span.count < d)
         self.members = self.heads.group if self.gather else 1
         self.units = 0
-        placed = low.placed
+        placed: dict[str, object] = {**low.placed, **low.caches}
         # Keys of 12 bits are two tensors, each with a query: their products add up to the scores.
         self.pairs = [("key", low.at(node.q), placed[node.k])]
         if node.q_low is not None and node.k_low is not None:
@@ -129,7 +130,7 @@ class AttentionLowering:
 
     def _ahead(self) -> int:
         """Units ahead, as many as the weight memory has room for their keys and values."""
-        if not isinstance(self.pairs[0][2], Placed):
+        if isinstance(self.pairs[0][2], Stationary):
             return AHEAD
         parts = (len(self.pairs) + len(self.values)) * self.heads.head_blocks
         room = self.low.weights.free // 2 // (parts * self.tile_rows)
@@ -156,7 +157,7 @@ class AttentionLowering:
         heads, span = self.heads, self.span
         for block in range(heads.sets):
             held = None
-            if isinstance(self.pairs[0][2], Placed):
+            if not isinstance(self.pairs[0][2], Stationary):
                 held = self._cached(block)
             keys, values = held or self._stationary(block)
             queries = [
@@ -211,17 +212,40 @@ class AttentionLowering:
         return [tiles(k) for _, _, k in self.pairs], [tiles(v) for _, v in self.values]
 
     def _cached(self, block: int) -> tuple[list[Region], list[Region]]:
-        """Keys and values of a block set from their caches, which get the new rows."""
+        """Keys and values of a block set from memory."""
         rows = self.tile_rows * self.heads.head_blocks
         parts = [*((name, k) for name, _, k in self.pairs), *self.values]
         first = self.low.weights.take(len(parts) * rows, hold=True)
         regions = [
-            self._cache(new, block, name, first + index * rows)
-            for index, (name, new) in enumerate(parts)
+            self._fetch(place, block, first + index * rows)
+            if isinstance(place, Cached)
+            else self._append(place, block, name, first + index * rows)
+            for index, (name, place) in enumerate(parts)
         ]
         return regions[: len(self.pairs)], regions[len(self.pairs) :]
 
-    def _cache(self, new: object, block: int, name: str, first: int) -> Region:
+    def _fetch(self, cache: Cached, block: int, first: int) -> Region:
+        """Brings a whole sequence of k or v to weight row first."""
+        hb, rows = self.heads.head_blocks, self.tile_rows
+        whole = Span(0, cache.tokens)
+        for part in range(hb):
+            words = cache.words(block * hb + part, whole)
+            start = first + part * rows
+            self.low.emit(
+                "load",
+                {
+                    "space": LoadSpace.WEIGHT,
+                    "address": cache.address + words.start * self.config.dim,
+                    "rows": 1,
+                    "words": cache.tokens,
+                    "local": start,
+                },
+                reads=(words,),
+                writes=(Region("weight", start, start + rows),),
+            )
+        return Region("weight", first, first + rows * hb)
+
+    def _append(self, new: object, block: int, name: str, first: int) -> Region:
         """Appends the span's rows of k or v to a cache; brings all of it to weight row first."""
         assert isinstance(new, Placed)
         low, span = self.low, self.span

@@ -2,10 +2,10 @@
 
 The host places the prompt in ``tokens`` and four words in ``control``: the length of the prompt,
 the number of tokens to end with (prompt included), a token to stop at (or 0xFFFFFFFF), and who
-chooses tokens (0 the device, 1 the host). A loop processes blocks of the prompt's tokens, another one the token
-that was written last, and both log the logits of the last token; once the prompt is
-consumed the device takes the arg-max, appends it to ``tokens`` and reports it by ``mark``: the
-number of tokens there are << 16 | the new token.
+chooses tokens (0 the device, 1 the host). One loop processes blocks of the prompt, another one the
+token that was written last, and both log the logits of the last token; then the device takes the
+arg-max, appends it to ``tokens`` and reports it by ``mark``: the number of tokens there are << 16 |
+the new token.
 
 Where the host chooses, the arg-max is reported only, and the device waits until the host has put
 its choice in the place of the 0xFFFFFFFF that stands in ``tokens`` where the text is to go on. The
@@ -23,6 +23,7 @@ from systolith.compiler.control import alu, branch, times
 from systolith.compiler.layout import planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
+from systolith.compiler.moves import without_moves
 from systolith.compiler.nodes import lower, rope_row_bytes
 from systolith.compiler.schedule import Region, Step, prefetch, synchronize
 from systolith.compiler.tensors import Placed, Registers, Span, Unsupported
@@ -66,6 +67,7 @@ def compile_decoder(
     they fit). Raises ``DoesNotFit`` or ``Unsupported`` where it cannot.
     """
     _demand_decoder(graph)
+    graph = without_moves(graph)
     limit = min(graph.context, config.max_length)
     context = limit if context is None else context
     if not 1 <= context <= limit:
@@ -93,8 +95,8 @@ def _demand_decoder(graph: Graph) -> None:
     """Raises ``Unsupported`` for what no program can be made of yet."""
     if not graph.generative:
         raise Unsupported(
-            "Programs are made for language models (causal; tokens in, scores of tokens out), and "
-            "this graph is none: run it on the integer forward (golden, as_torch)"
+            "A program that writes text needs a language model (causal; tokens in, scores of "
+            "tokens out), and this graph is none: compile it for whole sequences"
         )
     heads = {(node.heads, node.kv_heads, node.head_dim) for node in graph.of_kind(Attention)}
     if len(heads) > 1:

@@ -17,7 +17,14 @@ from systolith.compiler.estimate import cycles
 from systolith.compiler.layout import Heads, Layout, plain
 from systolith.compiler.memory import Memory
 from systolith.compiler.schedule import Region, Step
-from systolith.compiler.tensors import Placed, Registers, Span, Stationary, Unsupported
+from systolith.compiler.tensors import (
+    Cached,
+    Placed,
+    Registers,
+    Span,
+    Stationary,
+    Unsupported,
+)
 from systolith.config import Config
 from systolith.graph import (
     Add,
@@ -95,7 +102,8 @@ class Lowering:
         self.heads: dict[str, Heads] = {}
         self.layouts = self._find_layouts()
         self.fused = self._find_fusions(level)
-        self.keys = self._find_keys() if stationary else set()
+        self.attended = self._find_keys()
+        self.keys = self.attended if stationary else set()
         weights = self._weight_rows() if resident else 0
         self.resident_weights = Ring("weight", 0, weights)
         held = self._key_rows(looping)
@@ -115,6 +123,7 @@ class Lowering:
         self._staying = self._staying_tables() if looping else []
         self._tables = Ring("table", len(self._staying), config.table_slots)
         self._loaded: set[str] = set()
+        self.caches: dict[str, Cached] = {}
         self.rope_tables: dict[tuple[str, str], Placed] = {}
 
     # What the graph needs ------------------------------------------------------------------------
@@ -179,10 +188,12 @@ class Lowering:
             for name in (node.k, node.v, node.k_low, node.v_low):
                 if name is None:
                     continue
-                if name in self.outputs or any(
-                    reader.name != node.name for reader in self.graph.consumers(name)
-                ):
-                    raise Unsupported(f"{node.name}: {name} is read by others than this attention")
+                others = [n.name for n in self.graph.consumers(name) if n.name != node.name]
+                if name in self.outputs or others:
+                    raise Unsupported(
+                        f"{node.name}: a program needs keys and values that only one attention "
+                        f"reads, and {name} has other readers"
+                    )
                 names.add(name)
         return names
 

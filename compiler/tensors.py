@@ -129,3 +129,21 @@ class Stationary:
         """All rows of some blocks."""
         first = self.first + block * self.rows
         return Region("weight", first, first + blocks * self.rows)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Keys or values of a whole sequence in memory: block f of token m at ``f * tokens + m`` words.
+
+    ``title``: of the region in memory, with one row for each word in ``Region``.
+    """
+
+    title: str
+    address: int
+    layout: Layout
+    tokens: int
+
+    def words(self, block: int, span: Span) -> Region:
+        """The words of a span in one block."""
+        first = block * self.tokens + span.first
+        return Region(self.title, first, first + span.count)
