@@ -58,7 +58,7 @@ class Shape:
         return -(-self.n // dim), -(-self.k // dim)
 
     def bound(self, dim: int, weight_ports: int = 1) -> int:
-        """Cycles that a D × D array needs: a tile takes max(M, D / W), four at least."""
+        """Cycles that a D × D array needs: see ``product_cycles``."""
         return product_cycles(self.m, self.k, self.n, dim=dim, weight_ports=weight_ports)
 
 

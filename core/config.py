@@ -33,9 +33,9 @@ class Config:
     weight_rows: int = 8192
     """Rows of the weight memory. A power of two."""
     weight_ports: int = 1
-    """W: weight rows that enter the array in a cycle, 1, 2 or 4. A tile takes D / W cycles to
-    enter, but four in any case: more than D / 4 brings nothing. With more than one port the tiles
-    of a program must start at multiples of ``dim`` rows."""
+    """W: weight rows that enter the array in a cycle, 1, 2 or 4: a tile takes D / W cycles to
+    enter. With more than one port the shortest pass of activations through a tile takes two cycles
+    instead of four, and the tiles of a program must start at multiples of ``dim`` rows."""
     accumulator_rows: int = 1024
     """Rows of the accumulator, in two banks of half the size. A power of two."""
     parameter_rows: int = 256

@@ -1,9 +1,9 @@
 """Predicted array cycles of matrix products: what precision and shape cost.
 
 A tile of weights takes D / W cycles to enter the array by W weight ports, and a row of activations
-one cycle for each of its byte planes, four for each plane at least; tiles follow each other without
-a bubble (see docs/performance.md). What waits for memory or for the vector unit is not in these
-numbers.
+one cycle for each of its byte planes, four for each plane at least (two with more than one port);
+tiles follow each other without a bubble (see docs/performance.md). What waits for memory or for
+the vector unit is not in these numbers.
 """
 
 from systolith.graph import Attention, Graph, Linear
@@ -22,7 +22,8 @@ def product_cycles(
 ) -> int:
     """Of ``rows`` rows of ``inputs`` channels, ``planes`` bytes each, to ``outputs`` channels."""
     tiles = -(-inputs // dim) * -(-outputs // dim)
-    return tiles * max(planes * max(rows, 4), dim // weight_ports)
+    shortest = 4 if weight_ports == 1 else 2
+    return tiles * max(planes * max(rows, shortest), dim // weight_ports)
 
 
 def attention_cycles(

@@ -7,8 +7,9 @@
 The loader holds one tile ahead of the streamer: the tile whose weights are, or come, in the shadow
 registers. The streamer takes it over with the swap, in the last cycle of the tile before, and the
 loader may start on the next one, which the walker has ready by then, be it of the same instruction
-or of the next. So a tile takes ``max(passes * max(rows, 4), D / W)`` cycles and nothing in between:
-with D = 16 and W = 4 weight ports a tile that meets one row takes four, for both reasons.
+or of the next. So a tile takes ``max(passes * max(rows, S), D / W)`` cycles and nothing in between,
+where the shortest pass S is 4 with W = 1 weight port and 2 with more: with D = 16 and W = 4 a tile
+that meets one row of either 8 or 16 bits takes four.
 """
 
 from amaranth import Module, Mux, Signal, Value
@@ -29,10 +30,10 @@ from systolith.hdl.weight_loader import WeightLoader
 class MatmulUnit(wiring.Component):
     """Executes ``matmul`` instructions; ``golden.matmul`` of what the memories hold, bit for bit.
 
-    A tile takes exactly ``max(P, D / W)`` cycles, where P = passes * max(rows, 4), a pass is one
-    plane of the activations and W = ``weight_ports``; no cycle is lost between tiles, nor between
-    instructions: a command is accepted when the last tile of the one before begins to load. From
-    the transfer of its command
+    A tile takes exactly ``max(P, D / W)`` cycles, where P = passes * max(rows, S), a pass is one
+    plane of the activations, W = ``weight_ports`` and S = ``minimum_pass`` (4 if W is 1, else 2);
+    no cycle is lost between tiles, nor between instructions: a command is accepted when the last
+    tile of the one before begins to load. From the transfer of its command
     to its ``done`` a single instruction of T tiles takes ``(T - 1) * max(P, D / W) + P + 2 D + 6``
     cycles.
 
@@ -119,7 +120,8 @@ class MatmulUnit(wiring.Component):
             accumulator.lanes.eq(updates.o.lanes),
         ]
 
-        under_way = Signal(4)  # one each in walker, loader and streamer, at most 3 behind them
+        # One each in walker, loader and streamer, and behind them at most (2 D + 6) / (D / W).
+        under_way = Signal(4)
         m.d.sync += under_way.eq(
             under_way + (self.commands.valid & self.commands.ready) - self.done
         )
