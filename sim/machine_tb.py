@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from systolith.cache import cache_directory
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.program import Program
 from systolith.registers import STATUS_DONE, Error
-from systolith.sim.build import Build, build, cache_directory
+from systolith.sim.build import Build, build
 from systolith.sim.memory import AXI_MEMORY, SETTINGS, memory_top
 from systolith.sim.runner import run
 
@@ -123,6 +124,14 @@ class MachineError(UserError):
     """A program that ended with an error status on the RTL."""
 
 
+def demand_done(result: MachineResult) -> None:
+    """Raises ``MachineError`` where a program ended with an error status."""
+    if not result.done:
+        raise MachineError(
+            f"The program stopped with error {result.error.name} at instruction {result.error_pc}"
+        )
+
+
 class MachineSim:
     """A compiled machine with a memory of ``size_bytes``; compiling takes a minute, once.
 
@@ -175,11 +184,8 @@ class MachineSim:
         (result,) = self.run_all(
             [job], timeout_s=timeout_s, waves=waves, on_mark=on_mark, window=window
         )
-        if check and not result.done:
-            raise MachineError(
-                f"The program stopped with error {result.error.name} at instruction "
-                f"{result.error_pc}"
-            )
+        if check:
+            demand_done(result)
         return result
 
     def run_all(
