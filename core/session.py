@@ -97,6 +97,11 @@ class Session:
         runs = self.run(inputs)
         return self._caller.results(batch, [run.outputs for run in runs])
 
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the graph's inputs."""
+        return self._caller.module.inputs
+
     def run(self, inputs: "Sequence[Inputs]") -> "list[SequenceRun]":
         """The integers of every output for each sequence, in the order of ``inputs``."""
         from systolith.sim.execute import (

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,12 +62,12 @@ def _version(package: str) -> str:
 
 
 def _sources() -> Iterator[Path]:
-    """Whatever quantization reads of this package."""
+    """Whatever quantization reads of this package: core, but for the command line, and quant."""
     import systolith
     import systolith.quant
 
     for package in (systolith, systolith.quant):
         for folder in package.__path__:
             for path in sorted(Path(folder).rglob("*")):
-                if path.is_file() and path.suffix in (".py", ".txt") and os.access(path, os.R_OK):
+                if path.suffix in (".py", ".txt") and not path.name.startswith("cli"):
                     yield path
