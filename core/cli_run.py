@@ -1,6 +1,7 @@
 """Commands that run a model on data: run and embed."""
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,19 +41,19 @@ def _lines(path: Path) -> list[str]:
 def _arrays(path: Path, names: Sequence[str]) -> Arrays:
     """The arrays of a .npz file by their names, or that of a .npy file for the only input."""
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            if len(names) != 1:
-                raise UserError(
-                    f"The model has the inputs {', '.join(names)}: give them by name in a .npz file"
-                )
-            return {names[0]: found}
-        with found:
-            return {name: found[name] for name in found.files}
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if not isinstance(found, np.ndarray):
+                return {name: found[name] for name in found.files}
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged or holds no plain arrays ({error})") from None
+    if len(names) != 1:
+        raise UserError(
+            f"The model has the inputs {', '.join(names)}: give them by name in a .npz file"
+        )
+    return {names[0]: found}
 
 
 def _tokens(artifact: "Artifact", model: str, texts: Sequence[str]) -> Arrays:
