@@ -21,6 +21,7 @@ COMMANDS = {
     "compile": "cli_model",
     "generate": "cli_text",
     "demo": "cli_text",
+    "report": "cli_report",
     "rtl": "cli_hardware",
     "synth": "cli_hardware",
     "bench": "cli_bench",
