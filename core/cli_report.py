@@ -21,10 +21,10 @@ def print_layers(layers: "list[Layer]", measured: "list[Layer] | None" = None) -
 
     total = sum(layer.cycles for layer in layers)
     table = Table()
-    table.add_column("layer", min_width=max((len(layer.label) for layer in layers), default=0))
+    table.add_column("layer", overflow="fold")
     names = ["cycles", *(["measured"] if measured else []), "share", "array use", "bytes"]
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     theirs = {layer.label: layer.cycles for layer in measured or []}
     for layer in layers:
         cells = [f"{layer.cycles:,}", *([f"{theirs.get(layer.label, 0):,}"] if measured else [])]
