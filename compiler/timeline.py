@@ -49,3 +49,10 @@ class Timeline:
         is."""
         mine, theirs = ([item.pc for item in line.executed] for line in (self, other))
         return replace(self, items=other.items) if mine == theirs else self
+
+    def with_code(self, code: Sequence[Instruction]) -> "Timeline":
+        """This timeline with the instructions as they stand in a program, no registers added; where
+        ``items`` are known, as it is."""
+        if self.items:
+            return self
+        return replace(self, items=[code[item.pc] for item in self.executed])

@@ -1,5 +1,6 @@
 """Memory as the machine sees it: one pipe of read beats, one of write beats, both in order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from systolith.config import Config
@@ -15,6 +16,15 @@ class Memory:
     latency: int = 40
     write_latency: int = 0
     bandwidth: int = 256
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, int]) -> "Memory":
+        """From the settings of a simulated memory; random stalls are left out."""
+        return cls(
+            latency=settings.get("latency", 0),
+            write_latency=settings.get("write_latency", 0),
+            bandwidth=min(settings.get("bandwidth", 0) or 256, 256),
+        )
 
     @classmethod
     def of(

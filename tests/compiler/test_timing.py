@@ -9,6 +9,7 @@ import pytest
 from systolith import isa
 from systolith.compiler.decoder import compile_decoder, set_prompt
 from systolith.compiler.gemm import Shape, compile_gemm
+from systolith.compiler.sequence import compile_sequence
 from systolith.compiler.timeline import Timeline
 from systolith.compiler.timing import PARAMETERS, Deadlock, Memory, predict, simulate
 from systolith.compiler.unroll import unroll, words_of
@@ -17,7 +18,9 @@ from systolith.errors import UserError
 from systolith.isa import Instruction, ProgramError, Unit, semaphore
 from systolith.program import Program
 from systolith.sim.machine_tb import MachineResult, MachineSim
+from systolith.sim.profile import prepare
 from systolith.sim.random_program import random_program
+from tests.compiler.test_decoder import random_graph
 from tests.hdl.test_top import CONFIGS
 from tests.hdl.test_top import MEMORY as SMALL_MEMORY
 
@@ -89,6 +92,13 @@ def test_a_language_model(resident: bool) -> None:
     memory = program.memory()
     set_prompt(program, memory, list(range(5, 14)), 13)
     predicted, result = measure(config, program, memory)
+    demand(predicted, result)
+
+
+def test_a_sequence(seed: int) -> None:
+    config = PRESETS["tiny"]
+    program = compile_sequence(random_graph(seed), config, tokens=24, block=8)
+    predicted, result = measure(config, program, prepare(program, tokens=21, new=1))
     demand(predicted, result)
 
 
