@@ -15,7 +15,7 @@ from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
 from systolith.compiler.tensors import Registers, Unsupported
 from systolith.config import Config
 from systolith.fixed import Int
@@ -172,7 +172,7 @@ class _Decoder:
             ahead += 1
         # The first weights come in while the embedding is gathered.
         first, body = body[:ahead], body[ahead:]
-        body = synchronize([*first, *gather, *body])
+        body = overlap(synchronize([*first, *gather, *body]))
         return [*synchronize([*low.preload, *start]), *head, *body, *tail]
 
     def _segment(self, label: str, emit) -> list[Step]:
