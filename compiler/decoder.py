@@ -361,6 +361,8 @@ class _Decoder:
         alu(low, AluOp.ADD, R.POSITION, R.POSITION, R.TOKENS)
         low.emit("fence", {})
         branch(low, Condition.LT, R.POSITION, R.PROMPT, loop)
+        # Where the device chooses, the token to stop at is known from here on.
+        low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.PROMPT)})
 
     def _tail(self, again: Step) -> None:
         """The next token: the arg-max, into ``tokens`` and register B; then it is processed."""
@@ -375,14 +377,14 @@ class _Decoder:
         low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
         alu(low, AluOp.ADD, R.A, R.B, R.C)
         low.emit("mark", {}, {"x": R.A})
-        go_on = low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.A)})
-        stop = branch(low, Condition.EQ, R.A, R.B)
+        go_on = branch(low, Condition.EQ, R.PROMPT, R.B)
         branch(low, Condition.LT, R.C, R.TOTAL, again)
-        stop.target = low.emit("halt", {})
+        go_on.target = low.emit("halt", {})
         ask.target = alu(low, AluOp.ADD, R.B, R.B, R.C)
         low.emit("mark", {}, {"x": R.B})
         poll = low.emit("ldr", {"address": self.tokens, "rd": int(R.B)}, {"address": R.A})
         branch(low, Condition.EQ, R.B, PENDING, poll)
+        low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.PROMPT)})
         branch(low, Condition.ALWAYS, 0, 0, go_on)
 
 
