@@ -138,6 +138,7 @@ PRESETS: dict[str, Config] = {
         accumulator_rows=8192,
         parameter_rows=512,
         table_slots=8,
+        instruction_rows=512,
         max_features=2048,
         outstanding=8,
     ),
