@@ -62,6 +62,11 @@ class Ring:
         self._kept[name] = first, first + rows
         return first, False
 
+    def forget(self) -> None:
+        """Constants that were kept are not there any more; the next region is the first one."""
+        self._kept.clear()
+        self._next = self.start
+
     def _forget(self, start: int, stop: int) -> None:
         for name, (first, end) in list(self._kept.items()):
             if first < stop and start < end:

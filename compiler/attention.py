@@ -4,8 +4,9 @@ The work is cut into units, the scores of some query rows with one key head. The
 are `AHEAD` units ahead of its context, so that its softmax runs while the array works on others.
 
 Keys and values are tiles in the weight memory. Either all of a sequence lie there
-(`tensors.Stationary`); or they come from caches in memory, for each key block set (see
-`layout.Heads`), and the new rows are appended to the caches and written behind the old ones.
+(`tensors.Stationary`); or they come from memory, for each key block set (see `layout.Heads`). A
+whole sequence is in memory before (`tensors.Cached`); in a loop over tokens the new rows are
+appended to the caches and written behind the old ones.
 """
 
 from collections import deque
@@ -16,7 +17,7 @@ from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import Heads, parameter_rows
 from systolith.compiler.lower import Lowering, Source
 from systolith.compiler.schedule import Region
-from systolith.compiler.tensors import Placed, Registers, Span, Stationary
+from systolith.compiler.tensors import Cached, Placed, Registers, Span, Stationary
 from systolith.graph import Attention
 from systolith.isa import Format, LoadSpace, StoreSpace
 
@@ -82,7 +83,7 @@ class AttentionLowering:
         self.gather = self.heads.group > 1 and (span.dynamic or span.count < d)
         self.members = self.heads.group if self.gather else 1
         self.units = 0
-        placed = low.placed
+        placed: dict[str, object] = {**low.placed, **low.caches}
         # Keys of 12 bits are two tensors, each with a query: their products add up to the scores.
         self.pairs = [("key", low.at(node.q), placed[node.k])]
         if node.q_low is not None and node.k_low is not None:
@@ -129,7 +130,7 @@ class AttentionLowering:
 
     def _ahead(self) -> int:
         """Units ahead, as many as the weight memory has room for their keys and values."""
-        if not isinstance(self.pairs[0][2], Placed):
+        if isinstance(self.pairs[0][2], Stationary):
             return AHEAD
         parts = (len(self.pairs) + len(self.values)) * self.heads.head_blocks
         room = self.low.weights.free // 2 // (parts * self.tile_rows)
@@ -139,7 +140,7 @@ class AttentionLowering:
         """Tokens of a unit: the scores of ``ahead + 1`` units share a half of the accumulator."""
         columns = self.members * (self.tiles + 2 * self.heads.head_blocks)
         room = self.config.accumulator_rows // 2 // (ahead + 1) // columns
-        if self.span.dynamic:
+        if self.span.open or self.span.dynamic:
             if room < self.span.count:
                 raise DoesNotFit(
                     f"The accumulator has {self.config.accumulator_rows} rows, too few for the "
@@ -156,7 +157,7 @@ class AttentionLowering:
         heads, span = self.heads, self.span
         for block in range(heads.sets):
             held = None
-            if isinstance(self.pairs[0][2], Placed):
+            if not isinstance(self.pairs[0][2], Stationary):
                 held = self._cached(block)
             keys, values = held or self._stationary(block)
             queries = [
@@ -164,10 +165,8 @@ class AttentionLowering:
                 for (_, q, _), first in zip(self.pairs, self.gathered, strict=False)
             ]
             for start in range(0, span.count, rows):
-                part = Span(span.first + start, min(rows, span.count - start), span.dynamic)
-                yield from self._block_units(
-                    block, part, keys, values, queries, held is not None
-                )
+                part = replace(span, first=span.first + start, count=min(rows, span.count - start))
+                yield from self._block_units(block, part, keys, values, queries, held is not None)
 
     def _block_units(
         self,
@@ -193,9 +192,7 @@ class AttentionLowering:
                     else self._queries(q, part, block, head)
                     for index, (_, q, _) in enumerate(self.pairs)
                 ]
-                unit = _Unit(
-                    part, member, queries, keys, values, results, head * heads.head_blocks
-                )
+                unit = _Unit(part, member, queries, keys, values, results, head * heads.head_blocks)
                 if member == members - 1 and (self.gather or head == heads.group - 1):
                     release = [(ring, first)]
                     if held and part.first + part.count == self.span.first + self.span.count:
@@ -215,17 +212,40 @@ class AttentionLowering:
         return [tiles(k) for _, _, k in self.pairs], [tiles(v) for _, v in self.values]
 
     def _cached(self, block: int) -> tuple[list[Region], list[Region]]:
-        """Keys and values of a block set from their caches, which get the new rows."""
+        """Keys and values of a block set from memory."""
         rows = self.tile_rows * self.heads.head_blocks
         parts = [*((name, k) for name, _, k in self.pairs), *self.values]
         first = self.low.weights.take(len(parts) * rows, hold=True)
         regions = [
-            self._cache(new, block, name, first + index * rows)
-            for index, (name, new) in enumerate(parts)
+            self._fetch(place, block, first + index * rows)
+            if isinstance(place, Cached)
+            else self._append(place, block, name, first + index * rows)
+            for index, (name, place) in enumerate(parts)
         ]
         return regions[: len(self.pairs)], regions[len(self.pairs) :]
 
-    def _cache(self, new: object, block: int, name: str, first: int) -> Region:
+    def _fetch(self, cache: Cached, block: int, first: int) -> Region:
+        """Brings a whole sequence of k or v to weight row first."""
+        hb, rows = self.heads.head_blocks, self.tile_rows
+        whole = Span(0, cache.tokens)
+        for part in range(hb):
+            words = cache.words(block * hb + part, whole)
+            start = first + part * rows
+            self.low.emit(
+                "load",
+                {
+                    "space": LoadSpace.WEIGHT,
+                    "address": cache.address + words.start * self.config.dim,
+                    "rows": 1,
+                    "words": cache.tokens,
+                    "local": start,
+                },
+                reads=(words,),
+                writes=(Region("weight", start, start + rows),),
+            )
+        return Region("weight", first, first + rows * hb)
+
+    def _append(self, new: object, block: int, name: str, first: int) -> Region:
         """Appends the span's rows of k or v to a cache; brings all of it to weight row first."""
         assert isinstance(new, Placed)
         low, span = self.low, self.span
@@ -235,6 +255,7 @@ class AttentionLowering:
         if title not in low.memory.symbols:
             low.memory.buffer(title, "uint8", shape)
         address = low.memory.symbols[title].address
+        stored, copied = span.rows_16(), span.rows()
         for part in range(hb):
             index = block * hb + part
             start = address + index * self.context * d
@@ -257,8 +278,9 @@ class AttentionLowering:
                     "words": 1,
                     "local": new.row(span) + index,
                     "local_stride": new.stride,
+                    **stored[0],
                 },
-                {"address": Registers.POSITION_ROW, "rows": Registers.TOKENS_16},
+                {"address": Registers.POSITION_ROW, **stored[1]},
                 reads=(source,),
                 writes=(Region(f"{title} new", index, index + 1),),
             )
@@ -272,8 +294,9 @@ class AttentionLowering:
                     "d_stride": 1,
                     "d_weight": 1,
                     "blocks": 1,
+                    **copied[0],
                 },
-                {"rows": Registers.TOKENS, "d": Registers.POSITION},
+                {"d": Registers.POSITION, **copied[1]},
                 reads=(source,),
                 writes=(weight,),
             )
@@ -293,7 +316,6 @@ class AttentionLowering:
         """Brings the query rows of a key block set into [token][head of the group] order."""
         heads, span = self.heads, self.span
         blocks = heads.group * heads.head_blocks
-        place = Placed(target, q.layout, q.bits, span.count)
         rows = blocks * q.planes
         region = Region("activation", target, target + span.count * rows)
         fields, registers = span.rows()
@@ -303,7 +325,7 @@ class AttentionLowering:
                 "a": q.row(span) + block * rows,
                 "a_stride": q.stride,
                 "a_format": q.format,
-                "d": place.first,
+                "d": target,
                 "d_stride": rows,
                 "blocks": blocks,
                 "d_wide": int(q.bits == 16),
@@ -326,9 +348,9 @@ class AttentionLowering:
 
     def _matmul_rows(self, unit: _Unit) -> tuple[dict[str, int], dict[str, Registers]]:
         """Rows of a unit's products."""
-        if not unit.span.dynamic:
-            return {"rows": unit.span.count * self.members}, {}
-        return {}, {"rows": Registers.GROUP_ROWS_16}
+        if unit.span.open:
+            return {}, {"rows": Registers.GROUP_ROWS_16}
+        return {"rows": unit.span.count * self.members}, {}
 
     def _scores(self, unit: _Unit) -> None:
         """Scores of a unit, then their softmax."""
@@ -388,7 +410,7 @@ class AttentionLowering:
     def _limits(self, span: Span, rows: int) -> dict[str, int]:
         """How many scores of each row take part."""
         if span.dynamic:
-            return {"limit": 1, "limit_step": 1}
+            return {"limit": 1, "limit_step": 1} | ({} if span.open else {"rows": rows})
         fields = {"rows": rows, "blocks": self.tiles}
         if self.node.causal:
             return fields | {"limit": span.first + 1, "limit_step": 1}

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from systolith.compiler.allocate import Pool, Ring
 from systolith.compiler.layout import parameter_rows, plain, weight_rows
 from systolith.compiler.memory import Memory
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
 from systolith.config import Config
+from systolith.cost import product_cycles
 from systolith.errors import UserError
 from systolith.fixed import Int
 from systolith.isa import (
@@ -56,10 +57,9 @@ class Shape:
         """Tiles along n and k."""
         return -(-self.n // dim), -(-self.k // dim)
 
-    def bound(self, dim: int) -> int:
-        """Cycles that a D × D array needs: a tile takes max(M, D)."""
-        n_tiles, k_tiles = self.tiles(dim)
-        return n_tiles * k_tiles * max(self.m, dim)
+    def bound(self, dim: int, weight_ports: int = 1) -> int:
+        """Cycles that a D × D array needs: see ``product_cycles``."""
+        return product_cycles(self.m, self.k, self.n, dim=dim, weight_ports=weight_ports)
 
 
 class _Builder:
@@ -246,7 +246,7 @@ def _dram(config: Config, shapes: list[Shape], code_bytes: int) -> _Builder:
                     address=result + (m * n_tiles + n) * d, stride=n_tiles * d, words=tiles,
                     rows=rows, local=out, local_stride=tiles,
                 )  # fmt: skip
-    builder.steps = synchronize(prefetch(builder.steps, 12))
+    builder.steps = overlap(synchronize(prefetch(builder.steps, 12)))
     builder.emit("halt")
     return builder
 

@@ -11,9 +11,12 @@ import numpy as np
 from systolith.compiler.layout import parameter_rows, weight_rows
 from systolith.compiler.lower import Lowering, Place, Source
 from systolith.compiler.schedule import Region
-from systolith.compiler.tensors import Placed, Registers, Span
+from systolith.compiler.tensors import Placed, Span
 from systolith.graph import Linear, int8_weight
 from systolith.isa import Format, LoadSpace, TableMode
+
+MOST_ROWS = 2048
+"""Weight rows of a chunk, if a tile of outputs does not need more: products begin soon."""
 
 
 def linear(
@@ -71,6 +74,7 @@ def multiply(low: Lowering, x: Placed, span: Span, weights: Region, n_tiles: int
     d, k_tiles = low.config.dim, x.layout.blocks
     first = low.accumulator().take(span.count * n_tiles)
     accumulator = Region("accumulator", first, first + span.count * n_tiles)
+    rows, registers = span.rows_16()
     low.emit(
         "matmul",
         {
@@ -81,13 +85,13 @@ def multiply(low: Lowering, x: Placed, span: Span, weights: Region, n_tiles: int
             "n_tiles": n_tiles,
             "acc": first,
             "acc_stride": n_tiles,
-            "rows": 0 if span.dynamic else span.count,
             "w_stride_n": k_tiles * d,
             "w_stride_k": d,
             "wide": int(x.bits == 16),
             "signed": 1,
+            **rows,
         },
-        {"rows": Registers.TOKENS_16} if span.dynamic else {},
+        registers,
         reads=(x.region(span), weights),
         writes=(accumulator,),
     )
@@ -99,10 +103,10 @@ def _chunk(low: Lowering, k_tiles: int, n_tiles: int, tokens: int, period: int) 
 
     Whole periods of source B, if it has one.
     """
-    if low.resident:
-        weights = n_tiles
-    else:
-        weights = max(1, low.weights.free // 3 // (k_tiles * low.config.dim))
+    weights = n_tiles
+    if not low.resident:
+        rows = min(MOST_ROWS, low.weights.free // 3)
+        weights = max(1, rows // (k_tiles * low.config.dim))
     accumulators = max(1, low.config.accumulator_rows // 4 // tokens)
     chunk = min(weights, accumulators, n_tiles, 1023)
     if period and chunk < n_tiles:
@@ -122,9 +126,13 @@ def _weights(low: Lowering, node: Linear, x: Placed, out: Place, n: int, n_tiles
     )
     rows_n = x.layout.blocks * d
     rows = n_tiles * rows_n
-    ring = low.resident_weights if low.resident else low.weights
-    first, there = ring.keep(f"{node.name} {n}", rows)
+    if low.resident:
+        whole = out.layout.blocks * rows_n
+        first, there = low.resident_weights.keep(node.name, whole)
+        if not there:
+            low.load(LoadSpace.WEIGHT, address, whole, first, into=low.preload)
+        return Region("weight", first + n * rows_n, first + n * rows_n + rows)
+    first, there = low.stream(f"{node.name} {n}", rows)
     if not there:
-        into = low.preload if low.resident else None
-        low.load(LoadSpace.WEIGHT, address + n * rows_n * d, rows, first, into=into)
+        low.load(LoadSpace.WEIGHT, address + n * rows_n * d, rows, first)
     return Region("weight", first, first + rows)

@@ -17,7 +17,14 @@ from systolith.compiler.estimate import cycles
 from systolith.compiler.layout import Heads, Layout, plain
 from systolith.compiler.memory import Memory
 from systolith.compiler.schedule import Region, Step
-from systolith.compiler.tensors import Placed, Registers, Span, Stationary, Unsupported
+from systolith.compiler.tensors import (
+    Cached,
+    Placed,
+    Registers,
+    Span,
+    Stationary,
+    Unsupported,
+)
 from systolith.config import Config
 from systolith.graph import (
     Add,
@@ -61,8 +68,10 @@ class Lowering:
 
     ``tokens``: most tokens of a span. ``context``: rows of the caches that the program keeps, or
     the longest sequence. ``stationary``: keys and values stay in the weight memory for as long as
-    they are used; else they are in memory, in caches that grow. ``resident``: weights and
-    parameters are loaded once (``preload``) and stay.
+    they are used; else they are in memory, in caches that grow. ``looping``: the steps are the body
+    of a loop; then parameters and tables are loaded once (``preload``) as far as they fit, keys and
+    values of all layers stay, and with ``resident`` the weights do, too. ``leading``: rows of the
+    weight memory for the first weights of a loop's body, which the turn before it loads.
     """
 
     def __init__(
@@ -73,8 +82,10 @@ class Lowering:
         *,
         tokens: int,
         context: int,
-        resident: bool = False,
         stationary: bool = False,
+        looping: bool = False,
+        resident: bool = False,
+        leading: int = 0,
         level: Callable[[Node], int] = lambda node: 0,
     ) -> None:
         self.graph, self.config, self.memory = graph, config, memory
@@ -91,21 +102,28 @@ class Lowering:
         self.heads: dict[str, Heads] = {}
         self.layouts = self._find_layouts()
         self.fused = self._find_fusions(level)
-        self.keys = self._find_keys() if stationary else set()
+        self.attended = self._find_keys()
+        self.keys = self.attended if stationary else set()
         weights = self._weight_rows() if resident else 0
         self.resident_weights = Ring("weight", 0, weights)
-        held = self._key_rows()
+        held = self._key_rows(looping)
         self._key_pool = Pool("weight", held)
         self._first_key = config.weight_rows - held
-        if weights > self._first_key:
+        if weights + leading > self._first_key:
             raise DoesNotFit(
-                f"The weight memory has {config.weight_rows} rows, {weights + held} are needed"
+                f"The weight memory has {config.weight_rows} rows, and {weights + leading + held} "
+                "are needed: choose a configuration with a larger one, or a smaller context"
             )
-        self.weights = Ring("weight", weights, self._first_key)
-        parameters = self._parameter_rows() if resident else 0
-        self._resident_parameters = Ring("parameter", 0, parameters)
-        self._parameters = Ring("parameter", parameters, config.parameter_rows)
-        self._tables = Ring("table", 0, config.table_slots)
+        self.leading = Ring("weight", weights, weights + leading)
+        self._led: int | None = 0
+        self.weights = Ring("weight", self.leading.stop, self._first_key)
+        parameters = self._parameter_rows()
+        self._parameters_stay = looping and parameters <= config.parameter_rows
+        self._parameters = Ring("parameter", 0, config.parameter_rows)
+        self._staying = self._staying_tables() if looping else []
+        self._tables = Ring("table", len(self._staying), config.table_slots)
+        self._loaded: set[str] = set()
+        self.caches: dict[str, Cached] = {}
         self.rope_tables: dict[tuple[str, str], Placed] = {}
 
     # What the graph needs ------------------------------------------------------------------------
@@ -170,15 +188,20 @@ class Lowering:
             for name in (node.k, node.v, node.k_low, node.v_low):
                 if name is None:
                     continue
-                if name in self.outputs or any(
-                    reader.name != node.name for reader in self.graph.consumers(name)
-                ):
-                    raise Unsupported(f"{node.name}: {name} is read by others than this attention")
+                others = [n.name for n in self.graph.consumers(name) if n.name != node.name]
+                if name in self.outputs or others:
+                    raise Unsupported(
+                        f"{node.name}: a program needs keys and values that only one attention "
+                        f"reads, and {name} has other readers"
+                    )
                 names.add(name)
         return names
 
-    def _key_rows(self) -> int:
-        """Weight rows for keys and values: those of a layer are made while one before is used."""
+    def _key_rows(self, looping: bool) -> int:
+        """Weight rows for keys and values.
+
+        In a loop of all layers; else those of a layer are made while one before is used.
+        """
         rows = [
             sum(
                 self.layouts[name].blocks * self._tile_rows()
@@ -186,6 +209,8 @@ class Lowering:
             )
             for node in self.graph.of_kind(Attention)
         ]
+        if looping:
+            return sum(rows)
         return max((a + b for a, b in zip(rows, [*rows[1:], 0], strict=True)), default=0)
 
     def _tile_rows(self) -> int:
@@ -224,6 +249,17 @@ class Lowering:
             for kind in (Linear, Norm, Attention)
             for node in self.graph.of_kind(kind)
         )
+
+    def _staying_tables(self) -> list[str]:
+        """Tables that stay in slots of their own: all, or the most used but for two slots."""
+        uses: dict[str, int] = {}
+        for node in self.graph.nodes:
+            if isinstance(node, (Linear, Lookup)) and node.table is not None:
+                uses[node.table] = uses.get(node.table, 0) + 1
+        names = sorted(uses, key=lambda name: -uses[name])
+        if len(names) <= self.config.table_slots:
+            return names
+        return names[: max(0, self.config.table_slots - 2)]
 
     # Emission ------------------------------------------------------------------------------------
 
@@ -294,10 +330,9 @@ class Lowering:
     def parameters(self, name: str, make: Callable[[], NDArray[np.uint8]], rows: int):
         """Brings parameter rows (blocks, D, 8) into the parameter memory; first row, region."""
         address = self.constant(f"{name} parameters", make)
-        ring = self._resident_parameters if self.resident else self._parameters
-        first, there = ring.keep(name, rows)
+        first, there = self._parameters.keep(name, rows)
         if not there:
-            into = self.preload if self.resident else None
+            into = self.preload if self._parameters_stay else None
             self.load(
                 LoadSpace.PARAMETER, address, 8 * rows, 8 * first, rows=("parameter", 8), into=into
             )
@@ -305,14 +340,41 @@ class Lowering:
 
     def table(self, name: str) -> tuple[int, Region]:
         """Brings a function table into a slot; slot, region."""
-        address = self.constant(
-            f"table {name}", lambda: self.graph.constants[name].astype("<i2")
-        )
-        slot, there = self._tables.keep(name, 1)
+        address = self.constant(f"table {name}", lambda: self.graph.constants[name].astype("<i2"))
         words = 1024 // self.config.dim
+        into = None
+        if name in self._staying:
+            slot, there, into = self._staying.index(name), name in self._loaded, self.preload
+            self._loaded.add(name)
+        else:
+            slot, there = self._tables.keep(name, 1)
         if not there:
-            self.load(LoadSpace.TABLE, address, words, slot * words, rows=("table", words))
+            self.load(
+                LoadSpace.TABLE, address, words, slot * words, rows=("table", words), into=into
+            )
         return slot, Region("table", slot, slot + 1)
+
+    def stream(self, name: str, rows: int) -> tuple[int, bool]:
+        """First row of a region for weights that come and go, and whether they are there."""
+        if self._led is not None and self._led + rows <= self.leading.rows:
+            self._led += rows
+            return self.leading.take(rows), False
+        self._led = None
+        return self.weights.keep(name, rows)
+
+    def begin(self) -> None:
+        """Begins another body of steps, behind a fence: nothing but what stays is there."""
+        self.steps = []
+        for name in [name for name in self.placed if name not in self.keys]:
+            self.release(name)
+        for table in self.rope_tables.values():
+            self.pool.release(table.first)
+        self.rope_tables = {}
+        self._tables.forget()
+        self.weights.forget()
+        if not self._parameters_stay:
+            self._parameters.forget()
+        self._led = 0
 
     # Places --------------------------------------------------------------------------------------
 
@@ -355,9 +417,7 @@ class Lowering:
     def source(self, name: str, span: Span) -> Source:
         """A span of a tensor for the vector unit."""
         place = self.at(name)
-        return Source(
-            place.row(span), place.stride, place.planes, place.region(span), place.format
-        )
+        return Source(place.row(span), place.stride, place.planes, place.region(span), place.format)
 
     # Vector instructions -------------------------------------------------------------------------
 
@@ -377,10 +437,18 @@ class Lowering:
         """A vector instruction for ``blocks`` blocks of ``out`` from block ``first`` on.
 
         ``a`` begins with block ``first``, ``b`` and the parameters with block 0. Into the weight
-        memory it takes one instruction for each block, since a key block's tokens lie side by side.
+        memory it takes one instruction for each block, since a key block's tokens lie side by side;
+        but the blocks of one token without b and parameters can pass for rows.
         """
         count = out.layout.blocks - first if blocks is None else blocks
         rows, registers = span.rows()
+        if isinstance(out, Stationary):
+            plain = b is None and param is None and out.rows < 1 << 12
+            if plain and span.count == 1 and not span.open:
+                self._key_rows_of_one(fields, a, out, span, reads)
+                return
+            if span.dynamic:
+                registers = registers | {"d": Registers.POSITION}
         parts = [(first, count)]
         if isinstance(out, Stationary):
             parts = [(block, 1) for block in range(first, first + count)]
@@ -408,11 +476,40 @@ class Lowering:
                 touched.append(param[1])
             if isinstance(out, Stationary):
                 values |= {"d": out.row(block, span), "d_stride": 1, "d_weight": 1}
-                written = Region("weight", values["d"], values["d"] + span.count)
+                written = out.block(block)
+                if not span.dynamic:
+                    written = Region("weight", values["d"], values["d"] + span.count)
             else:
                 values |= {"d": out.row(span) + block * out.planes, "d_stride": out.stride}
                 written = out.region(span)
             self.emit("vector", values, registers, reads=touched, writes=(written,))
+
+    def _key_rows_of_one(
+        self,
+        fields: dict[str, int],
+        a: Source,
+        out: Stationary,
+        span: Span,
+        reads: Sequence[Region],
+    ) -> None:
+        """All blocks of one token of keys or values, a row of the instruction each."""
+        self.emit(
+            "vector",
+            {
+                "a": a.block(0),
+                "a_stride": a.step,
+                "a_format": a.format,
+                "blocks": 1,
+                "rows": out.layout.blocks,
+                "d": out.row(0, span),
+                "d_stride": out.rows,
+                "d_weight": 1,
+                **fields,
+            },
+            {"d": Registers.POSITION} if span.dynamic else {},
+            reads=(a.region, *reads),
+            writes=(out.block(0, out.layout.blocks),),
+        )
 
 
 def demand_features(config: Config, node: Node, channels: int) -> None:

@@ -57,7 +57,7 @@ def lower(
 
 
 def last_token(low: Lowering, node: Node) -> bool:
-    """Whether only the last token of a dynamic span matters: logits, and the norm before them."""
+    """Whether only the last token of an open span matters: logits, and the norm before them."""
     if node.out == low.graph.logits:
         return True
     readers = low.graph.consumers(node.out)
@@ -67,7 +67,7 @@ def last_token(low: Lowering, node: Node) -> bool:
 def _norm(low: Lowering, node: Norm, span: Span) -> None:
     channels = low.graph.tensors[node.x].channels
     demand_features(low.config, node, channels)
-    last = span.dynamic and last_token(low, node)
+    last = span.open and last_token(low, node)
     out_span = Span(0, 1) if last else span
     x, out = low.at(node.x), low.place(node.out, out_span)
     assert isinstance(out, Placed)
@@ -109,8 +109,10 @@ def _norm(low: Lowering, node: Norm, span: Span) -> None:
 
 def _linear(low: Lowering, node: Linear, span: Span) -> None:
     fields = {}
-    if span.dynamic and last_token(low, node):
-        span, fields = Span(0, 1), {"argmax": 1}
+    if span.open and last_token(low, node):
+        span = Span(0, 1, dynamic=True)
+    if span.dynamic and span.count == 1 and last_token(low, node):
+        fields = {"argmax": 1}
     linear(low, node, span, low.place(node.out, span), fields)
 
 
@@ -217,4 +219,3 @@ def _rope_table(low: Lowering, node: Rope, span: Span) -> Placed:
     )
     low.rope_tables[key] = table
     return table
-

@@ -1,12 +1,13 @@
 """From instructions in program order to instructions that overlap: prefetch and semaphores.
 
-The lowering emits *steps*: an instruction with the regions that it reads and writes. Two passes
+The lowering emits *steps*: an instruction with the regions that it reads and writes. Three passes
 follow. `prefetch` moves loads of constants ahead of the work that needs them, as far as the regions
 allow and the bus can use. `synchronize` finds every pair of steps on different units that touch the
-same region, at least one of them writing, and orders them by semaphores.
+same region, at least one of them writing, and orders them by semaphores. `overlap` marks the vector
+instructions that need not wait for the ones before them.
 """
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,8 +18,6 @@ from systolith.isa import QUEUED, Instruction, Unit, semaphore
 
 DISPATCH = 8
 """Cycles in which the sequencer puts one instruction into the queue of its unit."""
-AHEAD = 256
-"""Cycles by which a load is put into its queue before the bus is free for it."""
 _NEVER = -1
 
 
@@ -98,29 +97,32 @@ def prefetch(steps: Sequence[Step], queue_depth: int) -> list[Step]:
     """Moves constant loads ahead of the work before them, never past a conflict.
 
     They keep their order among themselves; so do all other steps. A load goes where the sequencer
-    will be, by an estimate, when the bus is free for it: much earlier it would sit in the queue of
-    the load unit, and with that queue full the sequencer could not serve the other units.
+    will be, by an estimate, when half a queue of loads before it has not begun: earlier it might
+    find the queue of the load unit full, and then the sequencer could not serve the other units.
     """
     starts, floors = _estimate(steps)
     others = [i for i, step in enumerate(steps) if not step.constant]
-    loads = deque(i for i, step in enumerate(steps) if step.constant)
+    loads = [i for i, step in enumerate(steps) if step.constant]
+    # When a load may be queued: when the one half a queue before it has begun.
+    due = [0] * (queue_depth // 2) + [starts[i] for i in loads]
     result: list[Step] = []
     queued: dict[Unit, list[int]] = defaultdict(list)
-    now = 0
+    now = done = 0
     for index in others:
         unit = steps[index].unit
         before = queued[unit]
         if len(before) >= queue_depth:
             now = max(now, before[-queue_depth])
-        while loads and (
-            loads[0] < index or (starts[loads[0]] <= now + AHEAD and floors[loads[0]] < index)
+        while done < len(loads) and (
+            loads[done] < index or (due[done] <= now and floors[loads[done]] < index)
         ):
-            result.append(steps[loads.popleft()])
+            result.append(steps[loads[done]])
             now += DISPATCH
+            done += 1
         result.append(steps[index])
         now += DISPATCH
         before.append(starts[index])
-    return result + [steps[i] for i in loads]
+    return result + [steps[i] for i in loads[done:]]
 
 
 def _estimate(steps: Sequence[Step]) -> tuple[list[int], list[int]]:
@@ -170,4 +172,26 @@ def synchronize(steps: Sequence[Step]) -> list[Step]:
         touches.note(step, index)
     for step, wait, signal in zip(steps, waits, signals, strict=True):
         step.instruction = replace(step.instruction, wait=wait, signal=signal)
+    return list(steps)
+
+
+def overlap(steps: Sequence[Step]) -> list[Step]:
+    """Marks the steps of the vector unit that may start before the ones before have finished.
+
+    A step is ``independent`` if it reads nothing that is written from the last step without the
+    mark on. The first one behind a branch or at the target of one has no mark.
+    """
+    targets = {id(step.target) for step in steps if step.target is not None}
+    unfinished: list[Region] | None = None  # None: what comes before is not known
+    for step in steps:
+        if step.instruction.op == "branch" or id(step) in targets:
+            unfinished = None
+        if step.unit != Unit.VECTOR:
+            continue
+        independent = unfinished is not None and not any(
+            read.overlaps(written) for read in step.reads for written in unfinished
+        )
+        unfinished = [*(unfinished or [] if independent else []), *step.writes]
+        fields = {**step.instruction.fields, "independent": int(independent)}
+        step.instruction = replace(step.instruction, fields=fields)
     return list(steps)

@@ -5,38 +5,49 @@ host places index inputs and given tensors (`set_inputs`), the program stores th
 (`outputs`). Tokens behind the sequence's end are computed, too, but no other token sees them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.control import times
 from systolith.compiler.layout import Layout, planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
+from systolith.compiler.moves import without_moves
 from systolith.compiler.nodes import lower
 from systolith.compiler.passes import find_passes
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
-from systolith.compiler.tensors import Placed, Registers, Span, Stationary
+from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
+from systolith.compiler.tensors import Cached, Placed, Registers, Span, Stationary
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.fixed import Int
 from systolith.graph import POSITIONS, Attention, Embedding, Given, Graph, Node
-from systolith.isa import AluOp, LoadSpace, StoreSpace
+from systolith.isa import LoadSpace, StoreSpace
 from systolith.program import Program
 
 R = Registers
 
 
 def compile_sequence(
-    graph: Graph, config: Config, *, tokens: int, block: int | None = None
+    graph: Graph,
+    config: Config,
+    *,
+    tokens: int,
+    block: int | None = None,
+    spill: bool = False,
+    without: Collection[str] = (),
 ) -> Program:
     """Compiles a graph for sequences of 1 to ``tokens`` tokens.
 
-    ``block``: tokens that go through the layers between two attentions at a time (default: the
-    most that fit). Raises ``DoesNotFit`` or ``Unsupported`` where it cannot.
+    ``block``: tokens that go through the layers between two attentions at a time, and ``spill``:
+    whether tensors go to memory in between (default: the most tokens that fit). ``without``: names
+    of instructions that are left out, to measure what they cost. Raises ``DoesNotFit`` or
+    ``Unsupported`` where it cannot.
     """
+    graph = without_moves(graph)
     if not 1 <= tokens <= graph.context:
         raise DoesNotFit(f"{tokens} tokens are asked for, and the model has 1 to {graph.context}")
     limit = config.max_length
@@ -44,10 +55,11 @@ def compile_sequence(
         raise DoesNotFit(
             f"{tokens} tokens are asked for, and the softmax unit of the configuration has {limit}"
         )
-    choices = list(_choices(tokens, config.dim)) if block is None else [(block, False)]
-    for index, (size, spill) in enumerate(choices):
+    choices = list(_choices(tokens, config.dim)) if block is None else [(block, spill)]
+    choices = [(*choice, on_chip) for on_chip in (True, False) for choice in choices]
+    for index, choice in enumerate(choices):
         try:
-            return _Sequence(graph, config, tokens, size, spill).program()
+            return _Sequence(graph, config, tokens, *choice, without).program()
         except DoesNotFit:
             if index == len(choices) - 1:
                 raise
@@ -82,6 +94,8 @@ class _Sequence:
         tokens: int,
         block: int,
         spill: bool,
+        on_chip: bool,
+        without: Collection[str],
     ) -> None:
         self.graph, self.config, self.tokens = graph, config, tokens
         self.block = block
@@ -97,11 +111,11 @@ class _Sequence:
             self.memory,
             tokens=block,
             context=tokens,
-            stationary=True,
+            stationary=on_chip,
             level=lambda node: self.passes.level[node.name],
         )
         self.spilled = set(self.passes.crossing) if spill else set()
-        self.steps = self._build()
+        self.steps = self._build(without)
 
     def program(self) -> Program:
         image, size, symbols = self.memory.link([step.instruction for step in self.steps])
@@ -125,6 +139,7 @@ class _Sequence:
                 "tokens": self.tokens,
                 "block": self.block,
                 "spilled": sorted(self.spilled),
+                "cached": sorted(low.caches),
                 "indices": list(self.graph.indices),
                 "given": self._given(),
                 "outputs": sorted(low.outputs),
@@ -138,7 +153,7 @@ class _Sequence:
 
     # Steps ---------------------------------------------------------------------------------------
 
-    def _build(self) -> list[Step]:
+    def _build(self, without: Collection[str]) -> list[Step]:
         low = self.low
         low.label = "control"
         low.emit("ldr", {"address": self.control, "rd": int(R.LENGTH)})
@@ -153,16 +168,14 @@ class _Sequence:
                 if last == index and name in low.placed:
                     low.release(name)
             for name in [n for n, place in low.placed.items() if isinstance(place, Stationary)]:
-                if index > min(self._key_passes(name)):
+                # The pass behind the one that makes keys and values reads them.
+                if index > self.passes.level[self.graph.producer(name).name]:
                     low.release(name)
         low.label = "control"
         low.emit("halt", {})
         body, end = low.steps[:-1], low.steps[-1]
-        return [*synchronize(prefetch(body, self.config.queue_depth)), end]
-
-    def _key_passes(self, name: str) -> list[int]:
-        """Passes that make keys or values; the one behind reads them."""
-        return [self.passes.level[self.graph.producer(name).name]]
+        body = [step for step in body if step.instruction.op not in without]
+        return [*overlap(synchronize(prefetch(body, self.config.queue_depth))), end]
 
     def _block(self, index: int, span: Span) -> None:
         """One pass over the tokens of a span."""
@@ -198,14 +211,12 @@ class _Sequence:
         row_bytes = x.stride * self.config.dim
         if node.index == POSITIONS:
             words = x.stride * span.count
-            low.load(
-                LoadSpace.ACTIVATION, address + span.first * row_bytes, words, x.row(span)
-            )
+            low.load(LoadSpace.ACTIVATION, address + span.first * row_bytes, words, x.row(span))
             return
         index = self.memory.symbols[f"index {node.index}"].address
         for token in range(span.first, span.first + span.count):
             low.emit("ldr", {"address": index + 4 * token, "rd": int(R.A)})
-            self._times(R.B, R.A, row_bytes, R.C)
+            times(low, R.B, R.A, row_bytes, R.C)
             low.load(
                 LoadSpace.ACTIVATION,
                 address,
@@ -213,9 +224,6 @@ class _Sequence:
                 x.row(Span(token, 1)),
                 registers={"address": R.B},
             )
-
-    def _times(self, rd: R, x: R, factor: int, scratch: R) -> None:
-        times(self.low, rd, x, factor, scratch)
 
     def _load_given(self, node: Node, span: Span) -> None:
         low, d = self.low, self.config.dim
@@ -244,6 +252,8 @@ class _Sequence:
 
     def _result(self, low: Lowering, node: Node, span: Span) -> None:
         """Stores what a node has made, as an output or for a later pass."""
+        if node.out in low.attended - low.keys:
+            self._cache(node.out, span)
         if node.out in low.outputs:
             self._store(node.out, f"output {node.out}", span)
         if node.out in self.spilled:
@@ -266,6 +276,31 @@ class _Sequence:
             writes=(Region(title, span.first, span.first + span.count),),
         )
 
+    def _cache(self, name: str, span: Span) -> None:
+        """Stores keys or values as attention will want them, block by block."""
+        low, x, d = self.low, self.low.at(name), self.config.dim
+        title = f"cached {name}"
+        if name not in low.caches:
+            blocks = x.layout.blocks
+            address = self.memory.buffer(title, "uint8", (blocks, self.tokens, d))
+            low.caches[name] = Cached(title, address, x.layout, self.tokens)
+        for block in range(x.layout.blocks):
+            words = low.caches[name].words(block, span)
+            low.emit(
+                "store",
+                {
+                    "space": StoreSpace.ACTIVATION,
+                    "address": low.caches[name].address + words.start * d,
+                    "stride": d,
+                    "words": 1,
+                    "rows": span.count,
+                    "local": x.row(span) + block,
+                    "local_stride": x.stride,
+                },
+                reads=(x.region(span),),
+                writes=(words,),
+            )
+
     def _fetch(self, name: str, span: Span) -> None:
         """Brings a span of a spilled tensor back."""
         low = self.low
@@ -285,24 +320,6 @@ class _Sequence:
             reads=(Region(title, span.first, span.first + span.count),),
             writes=(x.region(span),),
         )
-
-
-def times(low: Lowering, rd: R, x: R, factor: int, scratch: R) -> None:
-    """Emits rd = x * factor, by shifts and additions; rd and scratch differ from x."""
-
-    def alu(op: AluOp, to: R, a: R, b: R | int) -> None:
-        fields, registers = {"op": op, "rd": int(to)}, {"x": a}
-        if isinstance(b, R):
-            registers["y"] = b
-        else:
-            fields["y"] = b
-        low.emit("alu", fields, registers)
-
-    bits = [i for i in range(factor.bit_length()) if factor >> i & 1]
-    alu(AluOp.SHL, rd, x, bits[0])
-    for bit in bits[1:]:
-        alu(AluOp.SHL, scratch, x, bit)
-        alu(AluOp.ADD, rd, rd, scratch)
 
 
 # The host's side -------------------------------------------------------------------------------

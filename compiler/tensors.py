@@ -32,7 +32,7 @@ class Registers(IntEnum):
     TILES_20 = 7
     """Key tiles, ceil((POSITION + M) / D)."""
     SOFTMAX = 8
-    """Rows of a softmax at bit 0, key tiles at bit 12."""
+    """Key tiles at bit 12; at bit 0 the rows of a softmax, if the span is open."""
     POSITION_ROW = 9
     """Byte offset of the position in a cache: POSITION * D."""
     OLD = 10
@@ -53,17 +53,22 @@ class Registers(IntEnum):
 class Span:
     """Tokens that one instruction processes: ``count`` of a sequence from token ``first`` on.
 
-    ``dynamic``: how many there are, at most ``count``, and where in the sequence they begin stands
-    in registers; ``first`` is 0.
+    ``dynamic``: where in the sequence they begin stands in registers, and ``first`` is 0. ``open``:
+    how many there are, at most ``count``, stands in registers, too.
     """
 
     first: int
     count: int
     dynamic: bool = False
+    open: bool = False
 
-    def rows(self, field: str = "rows") -> tuple[dict[str, int], dict[str, Registers]]:
+    def rows(self) -> tuple[dict[str, int], dict[str, Registers]]:
         """Fields and registers of a vector instruction with a row for each token."""
-        return ({}, {field: Registers.TOKENS}) if self.dynamic else ({field: self.count}, {})
+        return ({}, {"rows": Registers.TOKENS}) if self.open else ({"rows": self.count}, {})
+
+    def rows_16(self) -> tuple[dict[str, int], dict[str, Registers]]:
+        """The same of a matmul or a store."""
+        return ({}, {"rows": Registers.TOKENS_16}) if self.open else ({"rows": self.count}, {})
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ class Placed:
 class Stationary:
     """Keys or values of a whole sequence in the weight memory, ready to be tiles.
 
-    Block f of token m is row ``first + f * rows + m``.
+    Block f of token m is row ``first + f * rows + m``; of a dynamic span the register `POSITION`
+    has to be added.
     """
 
     first: int
@@ -123,3 +129,21 @@ class Stationary:
         """All rows of some blocks."""
         first = self.first + block * self.rows
         return Region("weight", first, first + blocks * self.rows)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Keys or values of a whole sequence in memory: block f of token m at ``f * tokens + m`` words.
+
+    ``title``: of the region in memory, with one row for each word in ``Region``.
+    """
+
+    title: str
+    address: int
+    layout: Layout
+    tokens: int
+
+    def words(self, block: int, span: Span) -> Region:
+        """The words of a span in one block."""
+        first = block * self.tokens + span.first
+        return Region(self.title, first, first + span.count)

@@ -23,6 +23,7 @@ COMMANDS = {
     "embed": "cli_run",
     "generate": "cli_text",
     "demo": "cli_text",
+    "report": "cli_report",
     "rtl": "cli_hardware",
     "synth": "cli_hardware",
     "bench": "cli_bench",

@@ -11,6 +11,7 @@ import click
 from systolith.cli_counters import CLOCK_MHZ, clock_option, shares, show_table
 from systolith.cli_load import language_model
 from systolith.cli_options import backend_option, config_option, steps
+from systolith.cli_report import check_output
 from systolith.config import Config, load_config
 from systolith.errors import UserError
 from systolith.sampling import GREEDY, Sampler
@@ -53,7 +54,12 @@ class _Text:
 
 
 def _write_text(
-    wanted: _Text, backend: str, config: Config, clock: float, waves: Path | None = None
+    wanted: _Text,
+    backend: str,
+    config: Config,
+    clock: float,
+    waves: Path | None = None,
+    trace: Path | None = None,
 ) -> None:
     """Loads, quantizes, compiles, writes text and reports; everything on the terminal."""
     step = steps()
@@ -73,7 +79,13 @@ def _write_text(
 
     show(wanted.prompt)
     made = generate(
-        graph, config, request, backend, lambda token: show(stream.push(token)), waves
+        graph,
+        config,
+        request,
+        backend,
+        lambda token: show(stream.push(token)),
+        waves,
+        trace is not None,
     )
     click.echo(stream.close())
     if made.end == "context":
@@ -87,6 +99,11 @@ def _write_text(
     step(f"{made.new} tokens × {graph.vocabulary} logits equal the golden forward, every bit")
     if made.waves:
         step(f"waveform: {made.waves}")
+    if trace is not None:
+        from systolith.compiler.perfetto import write_trace
+
+        write_trace(trace, made.timelines, made.labels, clock_mhz=clock)
+        step(f"trace: {trace}, for ui.perfetto.dev")
     if backend == "rtl":
         _report(made, config, clock)
 
@@ -128,6 +145,11 @@ def _report(result: "Generation", config: Config, clock: float) -> None:
 @config_option("bench")
 @clock_option
 @click.option("--waves", type=click.Path(path_type=Path), help="File for the waveform (rtl).")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="A .json file for ui.perfetto.dev: what each unit did when (rtl).",
+)
 def generate(
     model: str,
     tokenizer: str | None,
@@ -142,6 +164,7 @@ def generate(
     config_name: str,
     clock: float,
     waves: Path | None,
+    trace: Path | None,
 ) -> None:
     """Continue a text with a language model.
 
@@ -150,6 +173,9 @@ def generate(
     config = load_config(config_name)
     if waves is not None and backend != "rtl":
         raise UserError("A waveform needs the backend rtl: add --backend rtl")
+    if trace is not None and backend != "rtl":
+        raise UserError("A trace needs the backend rtl: add --backend rtl")
+    check_output(trace, ".json")
     if "" in stops:
         raise UserError("A text to stop at must not be empty")
     wanted = _Text(
@@ -160,7 +186,7 @@ def generate(
         sampler=Sampler(temperature, top_k, top_p, seed),
         stops=stops,
     )
-    _write_text(wanted, backend, config, clock, waves)
+    _write_text(wanted, backend, config, clock, waves, trace)
 
 
 @click.command()

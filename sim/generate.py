@@ -19,12 +19,15 @@ from systolith.compiler.decoder import (
     logits,
     set_prompt,
 )
+from systolith.compiler.timeline import Timeline
+from systolith.compiler.timing import Memory
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.fixed import Int
 from systolith.forward import IntegerModel
 from systolith.graph import Graph
 from systolith.program import Program
+from systolith.sim.profile import predicted_run
 from systolith.sim.writer import Request, Writer
 
 BACKENDS = ("golden", "machine", "rtl")
@@ -45,7 +48,8 @@ class Generation:
     ``prompt``: tokens of the prompt; ``tokens``: prompt and text. ``logits``: (new tokens,
     vocabulary) int16, row i chose new token i. ``end``: see ``Request.end``. ``counters``: the
     machine's registers (rtl). ``simulated``, ``seconds``: clock cycles and wall time of the
-    simulation; ``waves``: the file of its waveform.
+    simulation; ``waves``: the file of its waveform. ``timelines``: the run, measured and predicted,
+    by these names, if it was traced; ``labels``: of the program's instructions.
     """
 
     prompt: int
@@ -56,6 +60,8 @@ class Generation:
     simulated: int = 0
     seconds: float = 0.0
     waves: Path | None = None
+    timelines: dict[str, Timeline] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
 
     @property
     def new(self) -> int:
@@ -125,12 +131,13 @@ def machine_text(
     backend: str,
     on_token: OnToken | None = None,
     waves: Path | None = None,
+    trace: bool = False,
     **memory_settings: int,
 ) -> Generation:
     """Text by a compiled program, on the golden machine or on the RTL.
 
-    ``waves``: file for the waveform; ``memory_settings``: latency, bandwidth, … of the simulated
-    memory (both rtl).
+    ``waves``: file for the waveform; ``trace``: the result has timelines; ``memory_settings``:
+    latency, bandwidth, … of the simulated memory (all rtl).
     """
     context = program.metadata["context"]
     writer = Writer(request, program.metadata["logits_scale"], context, on_token)
@@ -142,6 +149,7 @@ def machine_text(
 
     counters: dict[str, int] = {}
     simulated, seconds, recorded = 0, 0.0, None
+    timelines: dict[str, Timeline] = {}
     if backend == "machine":
         from systolith.sim.machine import GoldenMachine
 
@@ -161,9 +169,17 @@ def machine_text(
             program.config, size_bytes=size, waves=waves is not None, **settings
         )
         window = Window(dialogue.first, dialogue.row_bytes, dialogue.answer) if asks else None
-        result = machine.run(
-            memory, on_mark=None if asks else dialogue.token, window=window, waves=waves
-        )
+        on_mark = None if asks else dialogue.token
+        if trace and not asks:  # what a host answers cannot be foretold
+            timelines["predicted"] = predicted_run(
+                program, memory, Memory.from_settings(settings)
+            )
+        result = machine.run(memory, on_mark=on_mark, window=window, waves=waves, trace=trace)
+        if result.timeline is not None:
+            measured = result.timeline
+            for line in timelines.values():
+                measured = measured.with_items(line)
+            timelines["measured"] = measured.with_code(program.code())
         memory, counters = result.memory, result.counters
         simulated, seconds = result.simulated, result.seconds
         if waves is not None:
@@ -173,7 +189,16 @@ def machine_text(
     rows = logits(program, memory)[len(request.prompt) - 1 : count - 1]
     end = request.end(text, context)
     return Generation(
-        len(request.prompt), text, rows, end, counters, simulated, seconds, recorded
+        len(request.prompt),
+        text,
+        rows,
+        end,
+        counters,
+        simulated,
+        seconds,
+        recorded,
+        timelines,
+        program.metadata["labels"],
     )
 
 
@@ -184,6 +209,7 @@ def generate(
     backend: str,
     on_token: OnToken | None = None,
     waves: Path | None = None,
+    trace: bool = False,
     **memory_settings: int,
 ) -> Generation:
     """Text on ``backend``; on the machine and the RTL, every logit is checked.
@@ -194,7 +220,9 @@ def generate(
         return integer_text(graph, request, on_token)
     request.total(graph.context)
     program = compile_decoder(graph, config)
-    result = machine_text(program, request, backend, on_token, waves, **memory_settings)
+    result = machine_text(
+        program, request, backend, on_token, waves, trace, **memory_settings
+    )
     compare(result, integer_text(graph, request, context=program.metadata["context"]))
     return result
 

@@ -15,8 +15,9 @@ import hashlib
 import importlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolith.cache import cache_directory
+from systolith.compiler.timeline import Timeline
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.program import Program
 from systolith.registers import STATUS_DONE, Error
 from systolith.sim.build import Build, build
+from systolith.sim.issue_trace import INSIDE, PLUSARG, read_trace
 from systolith.sim.memory import AXI_MEMORY, SETTINGS, memory_top
 from systolith.sim.runner import run
 
@@ -84,7 +87,7 @@ class MachineResult:
     ``done``: the program reached ``halt``; else ``error`` and ``error_pc`` say what stopped it.
     ``memory``: (memory_bytes,) uint8 from BASE on. ``counters``: by the names in ``registers``.
     ``mark``: the last value marked. ``seconds``: wall-clock time of the run itself;
-    ``simulated``: clock cycles in it.
+    ``simulated``: clock cycles in it. ``timeline``: what was executed when, if asked for.
     """
 
     done: bool
@@ -96,6 +99,7 @@ class MachineResult:
     mark: int
     simulated: int
     seconds: float
+    timeline: Timeline | None = None
 
     @property
     def cycles_per_second(self) -> float:
@@ -163,7 +167,9 @@ class MachineSim:
     @functools.cached_property
     def build(self) -> Build:
         """The simulator, compiled if it is not in the cache."""
-        text, top = memory_top(verilog(self.config), "systolith", size_bytes=self.size_bytes)
+        text, top = memory_top(
+            verilog(self.config), "systolith", size_bytes=self.size_bytes, inside=INSIDE
+        )
         return build(text, top, sources=[AXI_MEMORY], waves=self.waves)
 
     def run(
@@ -175,20 +181,27 @@ class MachineSim:
         waves: Path | None = None,
         on_mark: Callable[[int], None] | None = None,
         window: Window | None = None,
+        trace: bool = False,
         **options: Any,
     ) -> MachineResult:
         """Executes a program, or the memory contents that start with one, and waits for its end.
 
         ``options``: see ``Job``. ``on_mark`` is called while the simulation runs; a mark that
         follows within some twenty cycles of another replaces it. ``window``: the host takes part at
-        each mark; the program must wait for it. ``check``: an error status raises
+        each mark; the program must wait for it. ``trace``: the result says when each instruction
+        was queued, started and finished. ``check``: an error status raises
         ``MachineError``; otherwise it is in the result. A program that does not end within
         ``max_cycles`` raises ``BenchFailure``.
         """
         job = Job(program, **options)
-        (result,) = self.run_all(
-            [job], timeout_s=timeout_s, waves=waves, on_mark=on_mark, window=window
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "trace.txt") if trace else None
+            (result,) = self.run_all(
+                [job], timeout_s=timeout_s, waves=waves, on_mark=on_mark, window=window, trace=log
+            )
+            if log is not None:
+                timeline = Timeline(read_trace(log), result.counters["CYCLES"], result.counters)
+                result = replace(result, timeline=timeline)
         if check:
             demand_done(result)
         return result
@@ -201,8 +214,11 @@ class MachineSim:
         waves: Path | None = None,
         on_mark: Callable[[int], None] | None = None,
         window: Window | None = None,
+        trace: Path | None = None,
     ) -> list[MachineResult]:
         """Executes several programs, one after another, on one machine.
+
+        ``trace``: file for the events of all of them, which ``issue_trace.read_trace`` reads.
 
         The memories inside keep what the program before left there. Behind an error the machine is
         reset by its register, and the next program must find it as good as new.
@@ -248,6 +264,7 @@ class MachineSim:
             answer=None if window is None else functools.partial(_answer, window),
             timeout_s=timeout_s,
             waves=waves,
+            plusargs=[f"+{PLUSARG}={trace}"] if trace else [],
         )
         return results
 

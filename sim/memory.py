@@ -15,6 +15,7 @@ of `axi_memory.sv` on that master, and the clock. `AxiMemory` is the bench's han
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def memory_top(
     prefix: str = "m_axi_",
     strict: bool = True,
     clock_inside: bool = True,
+    inside: Sequence[str] = (),
 ) -> tuple[str, str]:
     """Wrap `module` with a clock and a memory on its AXI master: (all the text, the new top).
 
@@ -57,6 +59,7 @@ def memory_top(
     module, `clk` and `self_clocked` as outputs, and the memory's controls and counters with `mem_`
     before their names. Compile it with `sources=[AXI_MEMORY]`. clock_inside: if not, `clk` is an
     input, for `runner.start()` to drive; cocotbext-axi on the module's other ports needs that.
+    inside: further lines of the top, in which the module is `dut`.
     """
     ports = {port.name: port for port in parse_ports(verilog, module)}
     bus = {
@@ -101,6 +104,7 @@ def memory_top(
         "  axi_memory #(" + ", ".join(f".{k}({v})" for k, v in parameters.items()) + ") memory (",
         ",\n".join(f"    .{inside}({name})" for inside, name in outside.items()),
         "  );",
+        *inside,
         "endmodule",
     ]
     return verilog + "\n" + "\n".join(lines) + "\n", f"memory_{module}"

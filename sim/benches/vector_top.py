@@ -27,7 +27,7 @@ class VectorTop(wiring.Component):
         Held in a queue of ``QUEUE`` while ``go`` is low.
     writes : in, stream of words for the local memories, as the load unit gives them
     acc_write : write port of accumulator rows
-    activation, weight : read ports of rows
+    activation, weight : read ports of rows (the configuration has one weight port)
     go : in, 1
     waits : in, array of 4 unsigned 8
         Accumulator reads, activation reads, activation writes, weight writes.
@@ -35,6 +35,8 @@ class VectorTop(wiring.Component):
         Instructions done since the reset.
     cycles : out, unsigned 32
         From the cycle in which the last command was accepted to the cycle of its ``done``.
+    gap : out, unsigned 32
+        From the last ``done`` but one to the last.
     busy : out, 1
     result : out, unsigned 32
     """
@@ -55,6 +57,7 @@ class VectorTop(wiring.Component):
                 "waits": In(8).array(4),
                 "finished": Out(32),
                 "cycles": Out(32),
+                "gap": Out(32),
                 "busy": Out(1),
                 "result": Out(32),
             }
@@ -66,7 +69,7 @@ class VectorTop(wiring.Component):
         m.submodules.scratchpad = pad = self.scratchpad
         connect(m, flipped(self.writes), pad.writes)
         connect(m, flipped(self.activation), pad.store_activation)
-        connect(m, flipped(self.weight), pad.matmul_weight)
+        connect(m, flipped(self.weight), pad.matmul_weight[0])
         connect(m, unit.table_write, pad.table_write)
 
         noise = Signal(32, init=0x1234_5678)
@@ -94,8 +97,14 @@ class VectorTop(wiring.Component):
         ]
         since = Signal(32)
         m.d.sync += since.eq(Mux(unit.commands.valid & unit.commands.ready, 1, since + 1))
+        after = Signal(32)
+        m.d.sync += after.eq(Mux(unit.done, 1, after + 1))
         with m.If(unit.done):
-            m.d.sync += [self.finished.eq(self.finished + 1), self.cycles.eq(since)]
+            m.d.sync += [
+                self.finished.eq(self.finished + 1),
+                self.cycles.eq(since),
+                self.gap.eq(after),
+            ]
         return m
 
     def _accumulator(self, m: Module) -> ReadPort:

@@ -29,6 +29,22 @@ def test_a_model_writes_on_the_rtl(kv_heads, seed):
     assert result.counters["CYCLES"] > 0 and result.counters["INSTRUCTIONS"] > 0
 
 
+def test_a_traced_text_says_what_was_done_when(seed):
+    """With what was predicted beside it, where no host has a say."""
+    graph = random_graph(seed)
+    request = Request(prompt=[1, 2, 3, 4, 5], tokens=3)
+    made = generate(graph, PRESETS["tiny"], request, "rtl", trace=True)
+    measured, predicted = made.timelines["measured"], made.timelines["predicted"]
+    assert [e.pc for e in measured.executed] == [e.pc for e in predicted.executed]
+    assert measured.cycles == made.counters["CYCLES"]
+    assert predicted.cycles == pytest.approx(measured.cycles, rel=0.01)
+    assert measured.items == predicted.items and len(made.labels) > measured.executed[-1].pc
+    asked = generate(graph, PRESETS["tiny"], replace(request, sampler=HOT), "rtl", trace=True)
+    (line,) = asked.timelines.values()
+    assert len(line.items) == len(line.executed) > 0
+    assert generate(graph, PRESETS["tiny"], request, "rtl").timelines == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["small", "bench"])
 def test_the_bundled_model_on_the_rtl(preset):
