@@ -73,6 +73,12 @@ def _is_array_file(path: Path) -> bool:
     return path.suffix in (".npy", ".npz")
 
 
+def _announce(what: str, backend: str, config: Config, step: Step) -> None:
+    if backend == "rtl":
+        step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
+    step(f"{what} on {backend}")
+
+
 def _run_program(
     path: Path, data: Path, backend: str, step: Step
 ) -> tuple[list[Arrays], dict[str, int], Config]:
@@ -96,7 +102,7 @@ def _run_program(
         )
         for item in read
     ]
-    step(f"{len(inputs)} sequences on {backend}")
+    _announce(f"{len(inputs)} sequences", backend, program.config, step)
     runs = run_sequences(program, inputs, backend)
     counters: dict[str, int] = {}
     if backend == "rtl":
@@ -133,7 +139,7 @@ def _run_model(
     if MASK in arrays:
         arrays[MASK] = np.atleast_2d(arrays[MASK])
     count = len(arrays[known[0]]) if known else 0
-    step(f"{count} sequences on {backend}")
+    _announce(f"{count} sequences", backend, config, step)
     made = session(**arrays)
     if backend != "golden":
         step("all outputs equal the integer forward's, every bit")
@@ -259,7 +265,7 @@ def embed(
     from systolith.session import Session
 
     session = Session(artifact, config, backend)
-    step(f"{len(chosen)} texts on {backend}")
+    _announce(f"{len(chosen)} texts", backend, config, step)
     vectors = session.embed(chosen)
     if backend != "golden":
         step("all outputs equal the integer forward's, every bit")

@@ -39,9 +39,10 @@ Prompt = str | Sequence[int] | NDArray[np.integer]
 class Session:
     """A model on one of the backends, which give the same bits.
 
-    ``model``: a quantized model, or a .slq file. ``config``: a `Config`, the name of a preset or a
-    JSON file. ``backend``: "golden" (integer forward in numpy), "machine" (golden machine, executes
-    the compiled program) or "rtl" (Verilog under Verilator). ``check``: results of the machine and
+    ``model``: a quantized model, a .slq file, or a checkpoint that `systolith quantize` takes, with
+    its default recipe. ``config``: a `Config`, the name of a preset or a JSON file. ``backend``:
+    "golden" (integer forward in numpy), "machine" (golden machine, executes the compiled program)
+    or "rtl" (Verilog under Verilator). ``check``: results of the machine and
     the RTL are compared with the integer forward, and a difference raises ``Mismatch``.
     ``memory_settings``: latency, bandwidth, … of the memory beside the RTL.
 
@@ -65,7 +66,12 @@ class Session:
         from systolith.quant.session_call import Caller
 
         if isinstance(model, str | Path):
-            model = Artifact.load(Path(model))
+            if Path(model).suffix == ".slq":
+                model = Artifact.load(Path(model))
+            else:
+                from systolith.quant.kept import quantize_or_find
+
+                model = quantize_or_find(model)
         self.graph, self._tokenizer = model.graph, model.tokenizer
         self.config = load_config(config) if isinstance(config, str) else config
         self.backend, self.check, self.memory_settings = backend, check, memory_settings

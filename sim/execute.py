@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from systolith.compiler.sequence import outputs, set_inputs
 from systolith.errors import UserError
@@ -19,6 +19,9 @@ from systolith.fixed import Int
 from systolith.forward import IntegerModel
 from systolith.program import Program
 from systolith.sim.generate import LATENCY, Mismatch
+
+_INPUTS = ("control", "index", "given")
+"""How the names of the regions begin that ``set_inputs`` writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +52,25 @@ def run_sequences(
     ``memory_settings``: of the simulated memory, such as latency. An error status raises
     ``MachineError``.
     """
-    memories = []
-    for item in inputs:
-        memory = program.memory()
-        set_inputs(program, memory, item.length, item.indices, item.given)
-        memories.append(memory)
     if backend == "machine":
-        return [
-            _golden(program, memory, item.length)
-            for memory, item in zip(memories, inputs, strict=True)
-        ]
+        return [_golden(program, _memory(program, item), item.length) for item in inputs]
     if backend != "rtl":
         raise UserError(f"A program is executed on the machine or on rtl, not on {backend}")
     from systolith.sim.machine_tb import Job, MachineSim, demand_done, size_for
 
+    symbols = program.symbols
+    written = [symbol for name, symbol in symbols.items() if name.split()[0] in _INPUTS]
+    read = [(s.address, s.size) for name, s in symbols.items() if name.split()[0] == "output"]
+    jobs = []
+    for index, item in enumerate(inputs):
+        memory = _memory(program, item)
+        writes = [(s.address, memory[s.address : s.address + s.size].tobytes()) for s in written]
+        # The constants are loaded once; a program must not depend on what one before it left.
+        jobs.append(Job(program if index == 0 else None, writes=writes, reads=read))
     settings = {"latency": LATENCY, **memory_settings}
     machine = MachineSim(program.config, size_bytes=size_for(program.memory_bytes), **settings)
     runs = []
-    for item, result in zip(
-        inputs, machine.run_all([Job(memory) for memory in memories]), strict=True
-    ):
+    for item, result in zip(inputs, machine.run_all(jobs), strict=True):
         demand_done(result)
         found = outputs(program, result.memory, item.length)
         runs.append(SequenceRun(found, result.counters, result.seconds, result.simulated))
@@ -88,7 +90,13 @@ def run_sequence(
     return run_sequences(program, [inputs], backend, **memory_settings)[0]
 
 
-def _golden(program: Program, memory: np.ndarray, length: int) -> SequenceRun:
+def _memory(program: Program, inputs: Inputs) -> NDArray[np.uint8]:
+    memory = program.memory()
+    set_inputs(program, memory, inputs.length, inputs.indices, inputs.given)
+    return memory
+
+
+def _golden(program: Program, memory: NDArray[np.uint8], length: int) -> SequenceRun:
     from systolith.sim.machine import GoldenMachine
 
     started = time.monotonic()

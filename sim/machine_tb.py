@@ -60,14 +60,19 @@ class Window:
 class Job:
     """A program to be executed.
 
-    ``program``: one, or memory contents that start with its instructions, (bytes,) uint8.
+    ``program``: one, or memory contents that start with its instructions, (bytes,) uint8; None: the
+    memory stays as the job before left it. ``writes``: addresses and bytes that the host writes
+    then. ``reads``: addresses and sizes of what the result's memory has (the rest is 0); None: all.
+    Addresses count from the program's first byte.
     ``base``: where in memory it is put, a multiple of 32. ``watchdog``: cycles without movement
     before an error. ``settings``: of the memory, beyond those of the ``MachineSim``.
     ``reset_after``: cycles after which the host resets the machine instead of waiting for the end;
     0: it does not.
     """
 
-    program: Program | NDArray[np.uint8]
+    program: Program | NDArray[np.uint8] | None
+    writes: Sequence[tuple[int, bytes]] = ()
+    reads: Sequence[tuple[int, int]] | None = None
     base: int = 0
     watchdog: int = 1 << 20
     max_cycles: int = 1 << 32
@@ -219,22 +224,28 @@ class MachineSim:
         reset by its register, and the next program must find it as good as new.
         """
         results: list[MachineResult] = []
+        files, arguments, sizes = {}, [], []
 
         def progress(item: dict[str, Any]) -> None:
             if "mark" in item and on_mark is not None:
                 on_mark(item["mark"])
-            if "result" in item:  # its file is there, and gone when run() returns
-                results.append(_result(item["result"]))
+            if "result" in item:  # its files are there, and gone when run() returns
+                index = len(results)
+                results.append(_result(item["result"], sizes[index], arguments[index]["reads"]))
 
-        files, arguments = {}, []
         for index, job in enumerate(jobs):
-            memory = self._memory(job)
-            files[f"image{index}.bin"] = memory.tobytes()
+            if job.program is None and not files:
+                raise ValueError("The first job must have a program")
+            if job.program is not None:
+                memory = self._memory(job)
+                files[f"image{index}.bin"] = memory.tobytes()
+            sizes.append(len(memory))
             arguments.append(
                 {
                     "base": job.base,
-                    "bytes": len(memory),
-                    "image": f"image{index}.bin",
+                    "image": None if job.program is None else f"image{index}.bin",
+                    "writes": [[at, data.hex()] for at, data in job.writes],
+                    "reads": [(0, len(memory))] if job.reads is None else list(job.reads),
                     "after": f"after{index}.bin",
                     "watchdog": job.watchdog,
                     "max_cycles": job.max_cycles,
@@ -276,13 +287,19 @@ def _answer(window: Window, question: dict[str, Any]) -> dict[str, Any]:
     return {"writes": [[at, data.hex()] for at, data in window.answer(question["mark"], raw)]}
 
 
-def _result(item: dict[str, Any]) -> MachineResult:
+def _result(
+    item: dict[str, Any], size: int, reads: Sequence[tuple[int, int]]
+) -> MachineResult:
     values = item["registers"]
+    memory = np.zeros(size, dtype=np.uint8)
+    with open(item["after"], "rb") as file:
+        for address, count in reads:
+            memory[address : address + count] = np.fromfile(file, np.uint8, count)
     return MachineResult(
         done=bool(values["STATUS"] & STATUS_DONE),
         error=Error(values["ERROR"]),
         error_pc=values["ERROR_PC"],
-        memory=np.fromfile(item["after"], dtype=np.uint8),
+        memory=memory,
         counters=item["counters"],
         registers=values,
         mark=values["MARK"],

@@ -125,7 +125,10 @@ async def reset(dut: Any, control: Registers) -> None:
 async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str, Any]) -> dict:
     """One program from start to end; everything that can be read afterwards."""
     memory.configure(**job["settings"])
-    await memory.load_file(Path(job["image"]), job["base"])
+    if job["image"] is not None:
+        await memory.load_file(Path(job["image"]), job["base"])
+    for address, data in job["writes"]:
+        await memory.load(bytes.fromhex(data), job["base"] + address)
     await control.write("BASE", job["base"])
     await control.write("WATCHDOG", job["watchdog"])
     enabled = _IRQ_DONE | _IRQ_ERROR | (_IRQ_MARK if job["marks"] else 0)
@@ -141,7 +144,12 @@ async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str
 
     values = {register.name: await control.read(register.name) for register in registers.REGISTERS}
     after = Path(job["after"]).resolve()
-    await memory.dump_file(after, job["base"], job["bytes"])
+    if len(job["reads"]) == 1:
+        (address, size) = job["reads"][0]
+        await memory.dump_file(after, job["base"] + address, size)
+    else:
+        parts = [await memory.dump(job["base"] + at, size) for at, size in job["reads"]]
+        after.write_bytes(b"".join(parts))
     return {
         "after": str(after),
         "registers": values,

@@ -257,5 +257,11 @@ def test_embed_needs_text_and_a_sentence_model(run, files, sentences):
     assert "give --text or --file" in one_sentence(run("embed", "--model", folder / "m.slq"))
     wrong = run("embed", "--model", folder / "m.slq", "--text", "a")
     assert "The model has no vocabulary" in one_sentence(wrong)
+    _, graph = sentences
+    tokens = replace(graph, outputs=(Output(tensor="context"),))
+    vocabulary = Artifact.load(folder / "s.slq").tokenizer
+    Artifact(tokens, vocabulary).save(folder / "t.slq")
+    each = run("embed", "--model", folder / "t.slq", "--text", "red")
+    assert "it does not give one vector a text" in one_sentence(each)
     target = run("embed", "--model", folder / "m.slq", "--text", "a", "-o", "v.npz")
     assert "The output must end with .npy" in one_sentence(target)

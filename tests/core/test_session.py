@@ -176,9 +176,7 @@ def test_an_error_of_the_writing_thread_arrives(language, monkeypatch):
 
 
 def test_text_with_the_bundled_model():
-    from systolith.quant.export import quantize_checkpoint
-
-    session = systolith.Session(quantize_checkpoint("bundled"))
+    session = systolith.Session("bundled")
     pieces = list(session.generate("If the expression", 12))
     assert len(pieces) > 8 and all(isinstance(piece, str) for piece in pieces)
     assert "".join(pieces).startswith(" is")
@@ -209,6 +207,7 @@ def test_a_wrong_bit_is_found(qmodel, seed, monkeypatch):
     [
         (lambda q: systolith.Session(q, backend="gpu"), "The backend must be one of golden"),
         (lambda q: systolith.Session("nowhere.slq"), "There is no quantized model nowhere.slq"),
+        (lambda q: systolith.Session("nowhere"), "nowhere does not exist"),
         (lambda q: systolith.Session(q, "huge"), "No configuration 'huge'"),
         (lambda q: systolith.Session(q)(torch.zeros(1, 3, dtype=torch.long)), "'features' is miss"),
         (lambda q: systolith.Session(q).generate([1], 3), "The model is no language model"),

@@ -35,11 +35,13 @@ def test_the_code_of_the_page_on_the_quantizer(tmp_path: Path,
     assert "mean cosine" in printed.getvalue()
 
 
-def test_commands_of_the_page_have_the_options_that_they_use() -> None:
-    commands = re.findall(r"^    systolith (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.parametrize("page", [PAGE, DOCS / "host.md", DOCS.parent / "README.md"],
+                         ids=lambda page: page.name)
+def test_commands_of_the_pages_have_the_options_that_they_use(page: Path) -> None:
+    commands = re.findall(r"^    systolith (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert commands
     for command in commands:
-        name, *arguments = shlex.split(command)
+        name, *arguments = shlex.split(command, comments=True)
         context = click.Context(main)
         found = main.get_command(context, name)
         assert found is not None, name
