@@ -41,6 +41,8 @@ from systolith.program import Program
 
 NO_STOP = 0xFFFF_FFFF
 """Stop token that never comes."""
+LOG_PARTS = 4
+"""Stores that write the logits of a token to memory."""
 LEADING = 4096
 """Most weight rows of which a token loads the weights that the next one begins with."""
 PENDING = 0xFFFF_FFFF
@@ -198,10 +200,10 @@ class _Decoder:
         low.begin()
         one = Span(0, 1, dynamic=True)
         low.place(self.embedding.out, one)
-        token = self._segment(lambda: self._token_body(one))
-        first, token = self._leading(token)
-        again = [*token, *first]
-        token = overlap(synchronize(prefetch(again, self.config.queue_depth)))
+        row = self._segment(lambda: self._token_row(one))
+        first, token = self._leading(self._segment(lambda: self._layers(one)))
+        token = prefetch([*token, *first], self.config.queue_depth)
+        token = overlap(synchronize([*row, *token]))
         token += self._segment(lambda: alu(low, AluOp.ADD, R.POSITION, R.POSITION, 1))
         # The loads that a token makes for the next one, for the first of all.
         copies = [
@@ -260,7 +262,7 @@ class _Decoder:
     def _load_row(
         self, x: Placed, registers: dict[str, R], writes: tuple[Region, ...] = ()
     ) -> None:
-        """The row of the embedding at byte offset B of its table."""
+        """The row of the embedding at byte offset B, or another register, of its table."""
         self.lowering.emit(
             "load",
             {
@@ -283,37 +285,31 @@ class _Decoder:
         times(low, R.A, R.TOKENS, heads.group if heads else 1, R.B)
         alu(low, AluOp.SHL, R.GROUP_ROWS_16, R.A, 16)
         alu(low, AluOp.ADD, R.B, R.POSITION, R.TOKENS)
-        self._tiles(R.B)
+        self._places(R.B)
         alu(low, AluOp.ADD, R.SOFTMAX, R.SOFTMAX, R.A)
-        alu(low, AluOp.MAX, R.OLD, R.POSITION, 1)
         self._layers(span)
 
-    def _token_body(self, span: Span) -> None:
-        """All the layers for the token in register B."""
-        low = self.lowering
-        x = low.at(self.embedding.out)
-        times(low, R.A, R.B, x.stride * self.config.dim, R.C)
-        alu(low, AluOp.ADD, R.B, R.A, 0)
-        self._load_row(x, {}, (x.region(span),))
-        alu(low, AluOp.ADD, R.B, R.POSITION, 1)
-        self._tiles(R.B)
-        alu(low, AluOp.ADD, R.OLD, R.POSITION, 0)
-        self._layers(span)
+    def _token_row(self, span: Span) -> None:
+        """The embedding of the token in register B."""
+        x = self.lowering.at(self.embedding.out)
+        times(self.lowering, R.A, R.B, x.stride * self.config.dim, R.C)
+        self._load_row(x, {"address": R.A}, (x.region(span),))
 
-    def _tiles(self, tokens: R) -> None:
-        """The registers that say how many key tiles ``tokens`` tokens are."""
+    def _places(self, tokens: R) -> None:
+        """What follows from the position, with ``tokens`` tokens up to the end of the block."""
         low, d = self.lowering, self.config.dim
         alu(low, AluOp.ADD, R.C, tokens, d - 1)
         alu(low, AluOp.SHR, R.C, R.C, d.bit_length() - 1)
         alu(low, AluOp.SHL, R.TILES_20, R.C, 20)
         alu(low, AluOp.SHL, R.SOFTMAX, R.C, 12)
-
-    def _layers(self, span: Span) -> None:
-        low, d = self.lowering, self.config.dim
+        alu(low, AluOp.MAX, R.OLD, R.POSITION, 1)
         alu(low, AluOp.SHL, R.POSITION_ROW, R.POSITION, d.bit_length() - 1)
         rope = next(self.graph.of_kind(Rope), None)
         if rope is not None:
-            times(low, R.ROPE_ROW, R.POSITION, rope_row_bytes(low, rope), R.A)
+            times(low, R.ROPE_ROW, R.POSITION, rope_row_bytes(low, rope), R.C)
+
+    def _layers(self, span: Span) -> None:
+        low = self.lowering
         nodes = [node for node in self.graph.nodes if node.out != self.embedding.out]
         lower(low, nodes, span, {self.graph.logits} | low.keys, self._positions, self._log)
 
@@ -340,21 +336,27 @@ class _Decoder:
         row_bytes = logits.stride * self.config.dim
         if "logits" not in self.memory.symbols:
             self.memory.buffer("logits", "uint8", (self.context, row_bytes))
+        address = self.memory.symbols["logits"].address
         alu(low, AluOp.ADD, R.B, R.POSITION, R.TOKENS if span.open else 1)
         alu(low, AluOp.SUB, R.B, R.B, 1)
         times(low, R.A, R.B, row_bytes, R.C)
-        low.emit(
-            "store",
-            {
-                "space": StoreSpace.ACTIVATION,
-                "address": self.memory.symbols["logits"].address,
-                "words": logits.stride,
-                "rows": 1,
-                "local": logits.first,
-            },
-            {"address": R.A},
-            reads=(logits.region(Span(0, 1)),),
-        )
+        # In parts, so that the first ones go while the last logits are computed.
+        blocks = logits.layout.blocks
+        part = -(-blocks // LOG_PARTS)
+        for block in range(0, blocks, part):
+            count = min(part, blocks - block)
+            low.emit(
+                "store",
+                {
+                    "space": StoreSpace.ACTIVATION,
+                    "address": address + block * logits.planes * self.config.dim,
+                    "words": count * logits.planes,
+                    "rows": 1,
+                    "local": logits.first + block * logits.planes,
+                },
+                {"address": R.A},
+                reads=(logits.region(Span(0, 1), block, count),),
+            )
 
     def _prompt_end(self, loop: Step) -> None:
         low = self.lowering
@@ -365,15 +367,19 @@ class _Decoder:
         low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.PROMPT)})
 
     def _tail(self, again: Step) -> None:
-        """The next token: the arg-max, into ``tokens`` and register B; then it is processed."""
+        """The next token: the arg-max, into ``tokens`` and register B; then it is processed.
+
+        All that does not depend on the token is done while the units are still at work. Behind the
+        mark they are idle.
+        """
         low = self.lowering
-        low.emit("fence", {})
-        low.emit("argmax", {"rd": int(R.B)})
+        alu(low, AluOp.ADD, R.B, R.POSITION, 1)
+        self._places(R.B)
         alu(low, AluOp.SHL, R.A, R.POSITION, 2)
-        alu(low, AluOp.ADD, R.C, R.POSITION, 1)
-        alu(low, AluOp.SHL, R.C, R.C, 16)
-        alu(low, AluOp.AND, R.SOFTMAX, R.TOTAL, 1)
-        ask = branch(low, Condition.NE, R.SOFTMAX, 0)
+        alu(low, AluOp.SHL, R.C, R.B, 16)
+        alu(low, AluOp.AND, R.TOKENS, R.TOTAL, 1)
+        low.emit("argmax", {"rd": int(R.B)})
+        ask = branch(low, Condition.NE, R.TOKENS, 0)
         low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
         alu(low, AluOp.ADD, R.A, R.B, R.C)
         low.emit("mark", {}, {"x": R.A})

@@ -122,7 +122,9 @@ def _chunk(low: Lowering, k_tiles: int, n_tiles: int, tokens: int, period: int) 
     accumulators = max(1, low.config.accumulator_rows // 4 // tokens)
     chunk = min(weights, accumulators, n_tiles, 1023)
     if low.resident and tokens == 1 and n_tiles >= 2 * HALVES_FROM:
-        chunk = min(chunk, (n_tiles + 1) // 2)
+        # The shorter the last part, the shorter the drain that nothing hides.
+        parts = 2 if n_tiles < 4 * HALVES_FROM else 4
+        chunk = min(chunk, -(-n_tiles // parts))
     if period and chunk < n_tiles:
         chunk = max(1, chunk // period) * period
     return chunk

@@ -37,7 +37,7 @@ def lower(
     ``inputs`` emits `Embedding` and `Given` nodes, whose results are placed already, ``results``
     what follows a node: stores of what is wanted elsewhere.
     """
-    nodes = list(nodes)
+    nodes = list(nodes) if span.count > 1 else keys_first(list(nodes))
     late = _late(low, nodes, span)
     nodes = [node for node in nodes if not any(node in group for group in late.values())]
     last = low.last_uses(node for each in nodes for node in (*late.get(each.name, ()), each))
@@ -71,6 +71,42 @@ def lower(
         for name, reader in last.items():
             if reader in done and name in low.placed and name not in keep:
                 low.release(name)
+
+
+def keys_first(nodes: list[Node]) -> list[Node]:
+    """Nodes of one token with an attention's keys before its queries and these before its values.
+
+    Keys go through the longest chain until there can be scores.
+    """
+    readers: dict[str, list[Node]] = {}
+    producer = {node.out: node for node in nodes}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+
+    def chain(names: Iterable[str | None], found: list[Node]) -> list[Node]:
+        """What serves these tensors alone, in order."""
+        for name in names:
+            node = producer.get(name or "")
+            if not isinstance(node, (Linear, Rope, Lookup, Add)) or node in found:
+                continue
+            served = [n for n in readers[node.out] if n not in found and n is not target]
+            if not served:
+                found.append(node)
+                chain(node.inputs, found)
+        return found
+
+    for target in [node for node in nodes if isinstance(node, Attention)]:
+        chains = [
+            chain((target.k, target.k_low), []),
+            chain((target.q_low, target.q), []),
+            chain((target.v, target.v_low), []),
+        ]
+        moved = [node for group in chains for node in reversed(group)]
+        rest = [node for node in nodes if node not in moved]
+        at = rest.index(target)
+        nodes = [*rest[:at], *moved, *rest[at:]]
+    return nodes
 
 
 def _late(low: Lowering, nodes: list[Node], span: Span) -> dict[str, list[Node]]:
