@@ -8,6 +8,7 @@ that the cycles do not count.
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from systolith.graph import Add, Concat, Graph, Linear, Node, Slice, Tensor
 
@@ -72,7 +73,7 @@ class _Moves:
         target: Tensor = self.tensors[out]
         weight = np.eye(target.channels, self.tensors[x].channels, -offset, dtype=np.int8)
         n = target.channels
-        values = {
+        values: dict[str, NDArray] = {
             "weight": weight,
             "bias": np.zeros(n, np.int32),
             "mult": np.full(n, _ONE, np.uint16),

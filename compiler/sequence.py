@@ -55,11 +55,11 @@ def compile_sequence(
         raise DoesNotFit(
             f"{tokens} tokens are asked for, and the softmax unit of the configuration has {limit}"
         )
-    choices = list(_choices(tokens, config.dim)) if block is None else [(block, spill)]
-    choices = [(*choice, on_chip) for on_chip in (True, False) for choice in choices]
-    for index, choice in enumerate(choices):
+    sizes = list(_choices(tokens, config.dim)) if block is None else [(block, spill)]
+    choices = [(*size, on_chip) for on_chip in (True, False) for size in sizes]
+    for index, (size, away, on_chip) in enumerate(choices):
         try:
-            return _Sequence(graph, config, tokens, *choice, without).program()
+            return _Sequence(graph, config, tokens, size, away, on_chip, without).program()
         except DoesNotFit:
             if index == len(choices) - 1:
                 raise

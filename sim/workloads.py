@@ -245,7 +245,7 @@ def _llama_layer(make: _Maker, name: str, x: str, heads: int, kv_heads: int, ffn
     hidden = make.tensors[x].channels
     head_dim = hidden // heads
     y = make.norm(f"{name}.norm", x, make.bits, center=False)
-    parts = []
+    parts: list[str] = []
     for part, count in (("q", heads), ("k", kv_heads)):
         product = make.linear(f"{name}.{part}.product", y, count * head_dim, 16)
         out = make.tensor(f"{name}.{part}", count * head_dim, make.bits)
@@ -254,7 +254,9 @@ def _llama_layer(make: _Maker, name: str, x: str, heads: int, kv_heads: int, ffn
         )
         parts.append(out["out"])
     v = make.linear(f"{name}.v", y, kv_heads * head_dim, make.bits)
-    context = make.attention(f"{name}.attention", *parts, v, heads, kv_heads, causal=True)
+    context = make.attention(
+        f"{name}.attention", parts[0], parts[1], v, heads, kv_heads, causal=True
+    )
     x = make.add(f"{name}.add", make.linear(f"{name}.out", context, hidden, 16), x)
     y = make.norm(f"{name}.norm2", x, make.bits, center=False)
     gate = make.linear(f"{name}.gate", y, ffn, 16, "silu")
