@@ -72,10 +72,10 @@ class Parameters:
     a change of its owner."""
 
     # hdl/tile_walker.py, hdl/weight_loader.py, hdl/row_streamer.py, hdl/accumulator.py
-    weight_rows: int = 1
-    """Rows of weights that enter the array in a cycle."""
     minimum_pass: int = 4
     """A pass of fewer rows takes as long."""
+    minimum_pass_forwarded: int = 2
+    """The same with more than one weight port."""
     first_tile: int = 1
     """From the start of a matmul to the transfer of its first tile to the weight loader."""
     update: int = 2

@@ -15,14 +15,16 @@ class Matmuls:
     """The array: tiles of weights come in while the rows of the tile before stream.
 
     The loader takes a tile in cycle u, at the earliest one cycle after the swap s of the one before
-    and when that one's D rows are in; the streamer swaps at the earliest in u + 1, and when the
-    passes of the tile before are through.
+    and when that one's D rows are in, W a cycle. The streamer swaps at the earliest in u + 1, and
+    when the passes of the tile before are through.
     """
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.parameters = parameters
         self.dim = config.dim
-        self.load = -(-config.dim // parameters.weight_rows)
+        self.load = config.dim // config.weight_ports
+        several = config.weight_ports > 1
+        self.minimum = parameters.minimum_pass_forwarded if several else parameters.minimum_pass
         self.taken = -(1 << 30)
         """When the loader took the last tile."""
         self.swap = -(1 << 30)
@@ -31,7 +33,7 @@ class Matmuls:
 
     def passes(self, fields: Fields) -> int:
         """Cycles in which a tile's rows stream."""
-        rows = max(fields.get("rows", 0), self.parameters.minimum_pass)
+        rows = max(fields.get("rows", 0), self.minimum)
         return rows * (2 if fields.get("wide", 0) else 1)
 
     def run(self, fields: Fields, start: int) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ from systolith.sim.machine_tb import MachineResult, MachineSim
 from systolith.sim.profile import prepare
 from systolith.sim.random_program import random_program
 from tests.compiler.test_decoder import random_graph
-from tests.hdl.test_top import CONFIGS
+from tests.hdl.test_top import CONFIGS, NAMES
 from tests.hdl.test_top import MEMORY as SMALL_MEMORY
 
 TOLERANCE = 0.01
@@ -106,10 +106,7 @@ SETTINGS = ({"latency": 0}, {"latency": 40, "write_latency": 10}, {"latency": 90
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["fast", "slow", "narrow"])
-@pytest.mark.parametrize(
-    "name",
-    ["dim4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dim8", "dim16"))],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_random_programs(name: str, settings: dict[str, int], seed: int) -> None:
     """Registers, loops, fields at their corners, bank conflicts, shared ports."""
     config = CONFIGS[name]
@@ -135,9 +132,9 @@ VECTORS: tuple[dict[str, int], ...] = (
 )
 
 
-@pytest.mark.parametrize("preset", ["tiny", "bench"])
-def test_single_instructions_to_the_cycle(preset: str) -> None:
-    config = PRESETS[preset]
+@pytest.mark.parametrize("name", ["tiny", "bench", "dim4-2"])
+def test_single_instructions_to_the_cycle(name: str) -> None:
+    config = PRESETS[name] if name in PRESETS else CONFIGS[name]
     code = []
     for rows, blocks in ((1, 1), (1, 4), (3, 1), (5, 2), (9, 3), (1, 12), (40, 1)):
         common = {
@@ -148,7 +145,7 @@ def test_single_instructions_to_the_cycle(preset: str) -> None:
         norm = {"length": blocks * config.dim - 1, "eps": 5}
         matmul = {
             "rows": rows, "k_tiles": blocks, "n_tiles": 2, "acc_stride": 2, "act_stride": blocks,
-            "w_stride_n": 1, "w_stride_k": 1,
+            "w_stride_n": config.dim, "w_stride_k": config.dim,
         }  # fmt: skip
         for extra in VECTORS:
             code += [Instruction("vector", common | {"b": 512, "b_stride": 8} | extra), FENCE]
@@ -194,7 +191,9 @@ def test_a_schedule_without_a_program() -> None:
     whole = predict(program_of(config, [*code, HALT]))
     assert alone.executed == whole.executed[:-1]
     assert alone.cycles == alone.executed[-1].end + 1
-    wider = simulate(config, code, parameters=replace(PARAMETERS, weight_rows=4))
+    later = simulate(config, code, parameters=replace(PARAMETERS, matmul_done=9))
+    assert later.cycles == alone.cycles + 5
+    wider = simulate(replace(config, weight_ports=4), code)
     assert wider.cycles < alone.cycles
 
 
