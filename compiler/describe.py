@@ -85,9 +85,10 @@ def sequences(program: Program, arrays: Mapping[str, ArrayLike]) -> list[dict[st
     if MASK in arrays:
         mask = np.atleast_2d(np.asarray(arrays[MASK])) != 0
         ends = mask.sum(axis=-1).tolist()
-        if mask.shape != (count, tokens) or not (
-            mask == (np.arange(tokens) < np.array(ends)[:, None])
-        ).all():
+        if (
+            mask.shape != (count, tokens)
+            or not (mask == (np.arange(tokens) < np.array(ends)[:, None])).all()
+        ):
             raise UserError(
                 f"{MASK} must be {[count, tokens]}, 1 for tokens and 0 for padding on the right"
             )

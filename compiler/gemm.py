@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from systolith.compiler.allocate import Pool, Ring
 from systolith.compiler.layout import parameter_rows, plain, weight_rows
 from systolith.compiler.memory import Memory
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
 from systolith.config import Config
 from systolith.cost import product_cycles
 from systolith.errors import UserError
@@ -246,7 +246,7 @@ def _dram(config: Config, shapes: list[Shape], code_bytes: int) -> _Builder:
                     address=result + (m * n_tiles + n) * d, stride=n_tiles * d, words=tiles,
                     rows=rows, local=out, local_stride=tiles,
                 )  # fmt: skip
-    builder.steps = synchronize(prefetch(builder.steps, 12))
+    builder.steps = overlap(synchronize(prefetch(builder.steps, 12)))
     builder.emit("halt")
     return builder
 
