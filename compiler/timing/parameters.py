@@ -85,8 +85,16 @@ class Parameters:
     """From the last activation row to ``done``, beyond the 2 D of the array."""
 
     # hdl/vector.py and what is in it
-    vector: int = 6
-    """From start to ``done``, beyond beats, reads and the ALU's latency."""
+    first_beat: int = 3
+    """From the beginning of an instruction to its first beat, if that needs one read."""
+    read_ahead: int = 5
+    """Blocks that are read while the ALU still does something else."""
+    vector_done: int = 2
+    """From the last beat out of the ALU to ``done``."""
+    writer: int = 1
+    """From the ``done`` before to that of an instruction whose results wait, beyond its beats."""
+    destinations: int = 4
+    """Instructions that may wait for the writer."""
     vector_reads: int = 2
     """From start to the first read."""
     scale: int = 6
@@ -99,10 +107,16 @@ class Parameters:
     """hdl/combine.py"""
     multiply: int = 1
     """What a multiplication takes beyond that."""
-    softmax: int = 35
-    """From start to ``done`` of R rows of n beats, beyond n (R + 2) and log2 V."""
-    norm: int = 40
-    """From start to ``done`` of a row of n beats, beyond 2 n and log2 V."""
+    argmax: int = 1
+    """A comparison ends so much later than a write, beyond log2 V."""
+    softmax: int = 32
+    """From its beginning to ``done`` of R rows of n beats, beyond n (R + 2) and log2 V."""
+    norm: int = 37
+    """From its beginning to ``done`` of a row of n beats, beyond 2 n and log2 V."""
+    norm_parameters: int = 25
+    """From its last parameters to ``done``, where not all of them fit in the queue for them."""
+    norm_ahead: int = 16
+    """Places of that queue, in beats."""
     norm_row: int = 4
     """A row of a norm takes as many cycles at least, hdl/norm_deviation.py."""
 

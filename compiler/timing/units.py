@@ -71,7 +71,7 @@ class Matmuls:
 
 
 class Vectors:
-    """The vector unit: cycles from start to ``done`` where no port waits."""
+    """What instructions of the vector unit take where no port waits."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -90,20 +90,24 @@ class Vectors:
             reads += 2 if combine == Combine.ROPE else 1
         return max(self.beats, reads), reads
 
-    def cycles(self, op: str, fields: Fields) -> int:
-        """From start to ``done`` of an instruction that nobody hinders."""
-        p, rows, blocks = self.parameters, fields.get("rows", 0), fields.get("blocks", 0)
-        block, reads = self.block(op, fields)
-        row = self.beats * blocks
-        if op == "softmax":
-            return row * (rows + 2) + p.softmax + self.log_lanes
+    def span(self, op: str, fields: Fields) -> int:
+        """Cycles from the first beat that leaves the reader to the last one, both counted."""
+        rows, blocks = fields.get("rows", 0), fields.get("blocks", 0)
+        block, _ = self.block(op, fields)
         if op == "norm":
-            return max(row, p.norm_row) * (rows - 1) + 2 * row + p.norm + self.log_lanes
-        total = block * (rows * blocks - 1) + self.beats + max(reads - 1, 0)
-        total += p.vector + self._latency(fields)
-        return total + (self.log_lanes if fields.get("argmax", 0) else 0)
+            row = self.beats * blocks
+            return max(row, self.parameters.norm_row) * (rows - 1) + row
+        return block * (rows * blocks - 1) + self.beats
 
-    def _latency(self, fields: Fields) -> int:
+    def cycles(self, op: str, fields: Fields) -> int:
+        """From start to ``done`` of a softmax or a norm that nobody hinders."""
+        p, row = self.parameters, self.beats * fields.get("blocks", 0)
+        if op == "softmax":
+            return row * (fields.get("rows", 0) + 2) + p.softmax + self.log_lanes
+        return self.span(op, fields) + row + p.norm + self.log_lanes
+
+    def latency(self, fields: Fields) -> int:
+        """Of the ALU."""
         p = self.parameters
         scaled = fields.get("scale", 0) or fields.get("a_format", 0) == Format.ACC32
         latency = p.scale if scaled else p.as_it_is

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -158,6 +159,44 @@ def test_single_instructions_to_the_cycle(name: str) -> None:
     assert result.timeline is not None
     for ours, theirs in zip(predicted.executed, result.timeline.executed, strict=True):
         assert ours == theirs, code[ours.pc]
+
+
+KINDS: dict[str, tuple[str, dict[str, int]]] = {
+    "requantize": ("vector", {"a_format": 0, "scale": 1}),
+    "move": ("vector", {"a_format": 1}),
+    "add": ("vector", {"a_format": 2, "combine": 1}),
+    "rope": ("vector", {"a_format": 2, "combine": 3}),
+    "table": ("vector", {"a_format": 0, "scale": 1, "table": 1}),
+    "argmax": ("vector", {"a_format": 0, "argmax": 1, "count": 5}),
+    "softmax": ("softmax", {"limit": 5, "mult": 300, "shift": 3}),
+    "norm": ("norm", {"eps": 5}),
+}
+
+
+def test_vector_instructions_one_behind_the_other_to_the_cycle() -> None:
+    """All pairs of kinds, the second one independent of the first or not."""
+    config = PRESETS["tiny"]
+
+    def instruction(kind: str, rows: int, blocks: int, independent: int) -> Instruction:
+        op, fields = KINDS[kind]
+        more = {"length": blocks * config.dim - 1} if op == "norm" else {}
+        more = {"b": 512, "b_stride": 8} if op == "vector" else more
+        common = {
+            "rows": rows, "blocks": blocks, "a_stride": 2 * blocks, "d": 1024,
+            "d_stride": 2 * blocks, "d_wide": 1, "independent": independent,
+        }  # fmt: skip
+        return Instruction(op, common | fields | more)
+
+    code: list[Instruction] = []
+    for first, second, independent in product(KINDS, KINDS, (0, 1)):
+        for shape, other in product(((1, 1), (1, 8), (6, 3)), ((1, 2), (4, 4))):
+            code.append(instruction(first, *shape, 0))
+            code += [instruction(second, *other, independent), FENCE]
+    predicted, result = measure(config, program_of(config, [*code, HALT], 1 << 17))
+    assert result.timeline is not None
+    for ours, theirs in zip(predicted.executed, result.timeline.executed, strict=True):
+        assert ours == theirs, code[ours.pc]
+    assert predicted.counters["VECTOR_BUSY"] == result.counters["VECTOR_BUSY"]
 
 
 def test_a_matmul_in_the_way_of_the_vector_unit(seed: int) -> None:
