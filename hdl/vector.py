@@ -56,8 +56,8 @@ class VectorUnit(wiring.Component):
     """Executes ``vector``, ``softmax`` and ``norm``, in order, bit-exact to the golden.
 
     An instruction starts in the cycle after its acceptance, or when what comes before allows: in
-    the cycle of the ``done`` of the one before it, so that it may read what that one wrote; if it
-    is ``independent``, in the cycle after the last beat of the one before it has left the reader
+    the cycle after the ``done`` of the one before it, so that it may read what that one wrote; if
+    it is ``independent``, in the cycle after the last beat of the one before it has left the reader
     (and its last parameters, which a norm of many features takes late). Beats of ``vector`` with
     another operation than the one before enter the ALU when the last result of that one has come
     out, in the cycle after it; with the same operation at once. Results wait, in places for 32
@@ -192,12 +192,11 @@ class VectorUnit(wiring.Component):
         waits = self._write_in_order(m, command, start, kinds, comparing, results, softmax, norm)
         unfinished = Signal(range(UNDER_WAY + 2))
         m.d.sync += unfinished.eq(unfinished + start - self.done)
-        alone = (unfinished == 0) | ((unfinished == 1) & self.done)
         m.d.comb += [
             start.eq(
                 loaded
                 & ~(switching | read.busy | parameters.busy | m.submodules.rows.o.valid | waits)
-                & (operand(command, "vector", "independent") | alone)
+                & (operand(command, "vector", "independent") | (unfinished == 0))
             ),
             self.busy.eq(loaded | unfinished.any()),
             self.commands.ready.eq(~loaded & ~switching),

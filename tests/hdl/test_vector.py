@@ -151,7 +151,7 @@ def test_independent_instructions_overlap() -> None:
         assert found == n + beyond, f"{first}, then {second}"
         # Where the first one read no activations, the port has to change hands from the bench.
         turn = second is COPY and first is not COPY
-        assert alone == n + 4 + latency.get(id(second), SCALE + TABLE) + turn
+        assert alone == n + 5 + latency.get(id(second), SCALE + TABLE) + turn
 
 
 def test_converts() -> None:
