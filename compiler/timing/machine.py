@@ -120,8 +120,7 @@ class Machine:
 
     def run(self) -> Timeline:
         if self.stream:
-            self.fetch.restart(self.p.first_restart, self.stream[0].pc)
-            self._next(self.p.first_restart + 1)
+            self._next(self.fetch.restart(self.p.first_restart, self.stream[0].pc))
         while self.heap and self.halted < 0:
             _, _, function, arguments = heapq.heappop(self.heap)
             function(*arguments)
@@ -166,14 +165,14 @@ class Machine:
         if op == "alu":
             fields = item.fields
             if fields.get("op", 0) in (AluOp.SHL, AluOp.SHR):
-                cycle += 1 + (fields.get("y", 0) & 31)
+                bits = fields.get("y", 0) & 31
+                cycle += 1 + bits // self.p.shift_bits + bits % self.p.shift_bits
             self._retire(cycle)
         elif op == "branch":
             if dynamic.taken:
                 restart = cycle + self.p.branch
                 self._retire(cycle)
-                self.fetch.restart(restart, item.fields.get("target", 0))
-                self._next(restart + 1)
+                self._next(self.fetch.restart(restart, item.fields.get("target", 0)))
                 return
             self._retire(cycle)
         elif op == "ldr":
@@ -309,7 +308,7 @@ class Machine:
         ready, swap, streamed, waited = self.matmuls.run(fields, cycle)
         done = self.matmuls.done(streamed)
         self.accumulator.add(fields, swap, streamed)
-        self.counters.multiply(fields, cycle, done, waited)
+        self.counters.multiply(fields, cycle, done, waited, done + self.p.early)
         self._ready(Unit.MATMUL, ready)
         self.at(done, self._finish, Unit.MATMUL, index, done)
 

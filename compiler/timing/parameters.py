@@ -20,6 +20,8 @@ class Parameters:
     word is taken, the sequencer's own take a cycle more."""
     branch: int = 1
     """From the execution of a taken branch to the restart of the fetch."""
+    shift_bits: int = 4
+    """A shift takes a cycle for as many bits, and one for each that is left."""
     drained: int = 1
     """From the last ``done`` to the execution of fence, mark, halt or argmax."""
 
@@ -32,6 +34,8 @@ class Parameters:
     """From the decision to ask to AR: the request's register and the arbiter's."""
     word: int = 3
     """From a beat to its first word in the sequencer."""
+    hit: int = 2
+    """From a restart to the first word of an instruction that the buffer has kept."""
     loaded: int = 1
     """From the beat of an ``ldr`` to its execution."""
 
@@ -39,7 +43,7 @@ class Parameters:
     grant: int = 1
     """From an instruction's arrival in the queue, from the departure of the one before, or from
     the ``done`` that signals its semaphore, to its grant."""
-    offer: int = 1
+    offer: int = 0
     """From the grant to the first cycle in which the unit can take it."""
     room: int = 2
     """From the departure of an instruction to the arrival of another one in a full queue."""
@@ -81,10 +85,14 @@ class Parameters:
     update: int = 2
     """From an activation row's read to the update of the accumulator, beyond the 2 D of the
     array."""
-    matmul_done: int = 4
+    matmul_done: int = 2
     """From the last activation row to ``done``, beyond the 2 D of the array."""
+    early: int = 2
+    """From ``done`` to the last sum in the accumulator."""
 
     # hdl/vector.py and what is in it
+    dependent: int = 1
+    """From ``done`` to the beginning of an instruction that waited for it."""
     first_beat: int = 3
     """From the beginning of an instruction to its first beat, if that needs one read."""
     read_ahead: int = 5

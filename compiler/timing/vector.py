@@ -164,7 +164,7 @@ class VectorUnit:
         self.counters.vector_busy += cycle - max(entry.accepted, self.last_done)
         self.last_done = cycle
         self.finish(entry.index, cycle)
-        self._try(cycle)
+        self._try(cycle + self.p.dependent)
 
     def share(self, first: int, words: int) -> int:
         """A store reads ``words`` words of the activation memory from cycle ``first`` on: how much

@@ -199,6 +199,25 @@ def test_vector_instructions_one_behind_the_other_to_the_cycle() -> None:
     assert predicted.counters["VECTOR_BUSY"] == result.counters["VECTOR_BUSY"]
 
 
+@pytest.mark.parametrize("length", [3, 17, 40, 70])
+def test_loops_on_chip_to_the_cycle(length: int) -> None:
+    """Loops that stay in the instruction buffer, that do so with their end only, that do not."""
+    config = replace(CONFIGS["dim4"], instruction_rows=64)
+    body = [
+        Instruction("vector", {"rows": 2, "blocks": 2, "d": 64}),
+        Instruction("alu", {"x": 5, "y": 11, "rd": 2, "op": isa.AluOp.SHL}),
+    ]
+    count = Instruction("alu", {"y": 1, "rd": 1}, {2: 1})
+    back = Instruction("branch", {"y": 4, "target": 1, "condition": isa.Condition.LT}, {2: 1})
+    code = [FENCE, *(body * length)[:length], count, back, HALT]
+    predicted, result = measure(config, program_of(config, code))
+    assert result.timeline is not None
+    assert predicted.executed == result.timeline.executed
+    assert predicted.counters["FETCH_BYTES"] == pytest.approx(
+        result.counters["FETCH_BYTES"], abs=512
+    )
+
+
 def test_a_matmul_in_the_way_of_the_vector_unit(seed: int) -> None:
     """A product that adds to the bank that the vector unit reads holds it up; others do not."""
     config = PRESETS["tiny"]
@@ -230,7 +249,8 @@ def test_a_schedule_without_a_program() -> None:
     whole = predict(program_of(config, [*code, HALT]))
     assert alone.executed == whole.executed[:-1]
     assert alone.cycles == alone.executed[-1].end + 1
-    later = simulate(config, code, parameters=replace(PARAMETERS, matmul_done=9))
+    done = PARAMETERS.matmul_done + 5
+    later = simulate(config, code, parameters=replace(PARAMETERS, matmul_done=done))
     assert later.cycles == alone.cycles + 5
     wider = simulate(replace(config, weight_ports=4), code)
     assert wider.cycles < alone.cycles
