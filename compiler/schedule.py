@@ -78,6 +78,31 @@ def prefetch(steps: Sequence[Step], distance: int) -> list[Step]:
     return result
 
 
+def prefetch_queued(steps: Sequence[Step], ahead: int) -> list[Step]:
+    """As ``prefetch``; a step is preceded by ``ahead`` later loads at most.
+
+    As many as fit into the queue of the load unit: with more, the sequencer would wait for room in
+    it instead of handing out work whose operands are there.
+    """
+    result: list[Step] = []
+    before: list[int] = []
+    """Loads in front of each step of the result in program order."""
+    loads = 0
+    for step in steps:
+        place = len(result)
+        if step.constant:
+            while place > 0:
+                previous = result[place - 1]
+                late = loads >= before[place - 1] + ahead
+                if previous.unit == Unit.LOAD or late or conflict(previous, step):
+                    break
+                place -= 1
+        result.insert(place, step)
+        before.insert(place, loads)
+        loads += step.unit == Unit.LOAD
+    return result
+
+
 def synchronize(steps: Sequence[Step]) -> list[Step]:
     """Adds the waits and signals that keep conflicting steps of different units in order.
 
