@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from systolith.compiler.schedule import Step
 from systolith.config import Config
-from systolith.isa import QUEUED, SEMAPHORES, Format, Unit, semaphore
+from systolith.isa import INSTRUCTION_BYTES, QUEUED, SEMAPHORES, Unit, semaphore
 
 _DISPATCH = 8
 """Cycles between two instructions."""
@@ -28,12 +28,15 @@ def estimate(config: Config, steps: Sequence[Step], latency: int) -> int:
         unit: deque([0] * config.queue_depth, config.queue_depth) for unit in QUEUED
     }
     signals: list[deque[int]] = [deque() for _ in range(SEMAPHORES)]
+    fetched = 0
+    """Beats of instructions that share the bus with the next load."""
     ends = 0
     now = latency + _START
     for step in steps:
         item, unit = step.instruction, step.unit
         get = item.get
         now = max(now + _DISPATCH, begun[unit][0])
+        fetched += INSTRUCTION_BYTES // config.bus_bytes
         ready = now + 2
         for bit in range(SEMAPHORES):
             if item.wait >> bit & 1:
@@ -45,7 +48,9 @@ def estimate(config: Config, steps: Sequence[Step], latency: int) -> int:
             cycles = get("rows") * max(row, -(-bursts * in_flight // config.outstanding))
         if unit == Unit.LOAD:
             begin = max(free[unit], ready + latency + _LOAD)
-            free[unit] = begin + cycles
+            # The bus has been free for instructions between the last load and this one.
+            free[unit] = begin + cycles + max(0, fetched - (begin - free[unit]))
+            fetched = 0
             done = free[unit] + 2
             begun[unit].append(max(ready, begin - latency - _LOAD))
         elif unit == Unit.STORE:
@@ -61,7 +66,6 @@ def estimate(config: Config, steps: Sequence[Step], latency: int) -> int:
             begun[unit].append(begin)
         else:
             begin = max(free[unit], ready)
-            assert get("a_format") == Format.ACC32
             cycles = get("rows") * get("blocks") * d // config.lanes
             free[unit] = done = begin + cycles + _VECTOR
             begun[unit].append(begin)

@@ -20,6 +20,7 @@ Three things decide how long the array waits:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from systolith.config import Config
 from systolith.errors import UserError
@@ -141,6 +142,10 @@ class Plan:
         """Cycles in which a tile of W comes from memory."""
         return self.dim * self.dim // self.bus_bytes
 
+    def _groups(self, m: Span) -> list[Span]:
+        """Rows that enter together at the start, so many that a tile is used while one comes."""
+        return _growing(m, max(self.tile_cycles, self.dim))
+
     def _blocks(self) -> Iterator[tuple[Span, Span]]:
         n_tiles, _ = self.shape.tiles(self.dim)
         for m in _cut(self.shape.m, self.block_rows):
@@ -153,7 +158,7 @@ class Plan:
         """Of one block, in the order in which they are completed."""
         groups = [m]
         if ramp and len(self.panels) == 1:  # rows are complete with their group
-            groups = _growing(m, self.tile_cycles, self.dim)
+            groups = self._groups(m)
         tiles = [Span(n.start + t.start, n.start + t.stop) for t in _cut(len(n), self.piece_tiles)]
         pieces = [Piece(rows, t) for rows in groups for t in tiles]
         if final:  # the rows of the last n tile of all are cut
@@ -162,7 +167,7 @@ class Plan:
             if edge > end.n.start:
                 pieces.append(Piece(end.m, Span(end.n.start, edge)))
             rest = Span(edge, end.n.stop)
-            pieces += [Piece(rows, rest) for rows in _shrinking(end.m, 2 * self.dim)]
+            pieces += [Piece(rows, rest) for rows in _shrinking(end.m, self.dim)]
         return pieces
 
     def tasks(self) -> Iterator[Task]:
@@ -177,13 +182,13 @@ class Plan:
             for k in edges:
                 a = Panel(m, k, use_a)
                 ramp = index == 0 and k.start == 0
-                groups = _growing(m, self.tile_cycles, self.dim) if ramp else [m]
+                groups = self._groups(m) if ramp else [m]
                 for group, piece in ((g, p) for g in groups for p in pieces):
                     rows = _meet(group, piece.m)
                     if not len(rows):
                         continue
                     if ramp and piece.n == pieces[0].n:
-                        parts = _growing(k, 1, 1)
+                        parts = _growing(k, 1, 4)
                     elif final and k is edges[-1] and piece.n == pieces[-1].n:
                         parts = _shrinking(k, 4)
                     else:
@@ -210,13 +215,16 @@ def _meet(a: Span, b: Span) -> Span:
     return Span(start, max(start, min(a.stop, b.stop)))
 
 
-def _growing(span: Span, first: int, least: int) -> list[Span]:
-    """Cuts a span into parts that begin with ``first`` and double; none is below ``least``."""
+def _growing(span: Span, first: int, slowly: int = 1) -> list[Span]:
+    """Cuts a span into parts of ``first``, or of one in ``slowly`` of all before if that is more.
+
+    None is shorter than ``first``, unless the span is.
+    """
     sizes: list[int] = []
     rest = len(span)
     while rest:
-        size = min(max(first, sum(sizes)), rest)
-        if rest - size < least:
+        size = min(max(first, sum(sizes) // slowly), rest)
+        if rest - size < first:
             size = rest
         sizes.append(size)
         rest -= size
@@ -233,13 +241,16 @@ def _shrinking(span: Span, last: int) -> list[Span]:
     return [Span(span.start + s.start, span.start + s.stop) for s in _spans((*sizes, rest))]
 
 
-def _panels(k_tiles: int, first: int, most: int) -> tuple[int, ...]:
-    """Sizes that begin with ``first``, double up to ``most``, and halve towards the end."""
+def _panels(k_tiles: int, first: int, wide: int, most: int, last: int) -> tuple[int, ...]:
+    """Sizes that begin with ``first``, double up to ``wide``, and halve towards ``last``.
+
+    None is above ``most``.
+    """
     sizes: list[int] = []
     rest = k_tiles
     while rest:
-        size = min(max(first, sum(sizes)), most, max(first, rest // 2), rest)
-        if rest - size < (first + 1) // 2 and rest <= most:
+        size = min(max(first, sum(sizes)), wide, max(first, last, rest // 2), rest)
+        if rest - size < last and rest <= most:
             size = rest
         sizes.append(size)
         rest -= size
@@ -254,7 +265,10 @@ def candidates(config: Config, shape: Shape) -> Iterator[Plan]:
     burst = -(-(LATENCY + 4) * config.bus_bytes // (config.outstanding * d))
     room = config.activation_rows
     seen = set()
-    for first in {min(burst, k_tiles), min(2 * burst, k_tiles), k_tiles}:
+    # In a narrower panel a piece would be computed faster than the one before is drained.
+    last = d // config.lanes + 2
+    widths = {min(burst, k_tiles), min(2 * burst, k_tiles), k_tiles}
+    for first, steady in product(widths, (False, True)):
         for block_rows in _block_rows(config, shape):
             for piece_tiles in _piece_tiles(config, shape, block_rows):
                 most = min(
@@ -262,7 +276,9 @@ def candidates(config: Config, shape: Shape) -> Iterator[Plan]:
                     max(1, room // _SHARE // block_rows),
                     max(1, config.weight_rows // _SHARE // (piece_tiles * d)),
                 )
-                panels = _panels(k_tiles, min(first, most), most)
+                # Equal ones are best where operands come no faster than they are used.
+                wide = min(most, max(first, last)) if steady else most
+                panels = _panels(k_tiles, min(first, most), wide, most, last)
                 # Sums of a block, and of the first pieces of the next, are held at once.
                 margin = 2 * piece_tiles * block_rows
                 fits = (config.accumulator_rows - margin) // block_rows

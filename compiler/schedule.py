@@ -6,6 +6,7 @@ allow. `synchronize` finds every pair of steps on different units that touch the
 least one of them writing, and orders them by semaphores.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -112,7 +113,9 @@ def synchronize(steps: Sequence[Step]) -> list[Step]:
     signals = [0] * len(steps)
     waits = [0] * len(steps)
     known = {(p, c): -1 for p in QUEUED for c in QUEUED if p != c}
-    history: dict[Unit, list[int]] = {unit: [] for unit in QUEUED}
+    # Regions that each unit has written and read so far, by memory, with the indices of the steps.
+    written: dict[tuple[Unit, str], list[tuple[int, Region]]] = defaultdict(list)
+    read: dict[tuple[Unit, str], list[tuple[int, Region]]] = defaultdict(list)
     for index, step in enumerate(steps):
         if step.unit == Unit.SEQUENCER:
             continue
@@ -120,16 +123,23 @@ def synchronize(steps: Sequence[Step]) -> list[Step]:
             if producer == step.unit:
                 continue
             pair = (producer, step.unit)
-            for earlier in reversed(history[producer]):
-                if earlier <= known[pair]:
-                    break
-                if conflict(steps[earlier], step):
-                    bit = 1 << semaphore(*pair)
-                    signals[earlier] |= bit
-                    waits[index] |= bit
-                    known[pair] = earlier
-                    break
-        history[step.unit].append(index)
+            latest = known[pair]
+            for history, regions in ((written, step.reads + step.writes), (read, step.writes)):
+                for region in regions:
+                    for earlier, other in reversed(history[producer, region.space]):
+                        if earlier <= latest:
+                            break
+                        if region.overlaps(other):
+                            latest = earlier
+                            break
+            if latest > known[pair]:
+                bit = 1 << semaphore(*pair)
+                signals[latest] |= bit
+                waits[index] |= bit
+                known[pair] = latest
+        for history, regions in ((written, step.writes), (read, step.reads)):
+            for region in regions:
+                history[step.unit, region.space].append((index, region))
     for step, wait, signal in zip(steps, waits, signals, strict=True):
         step.instruction = replace(step.instruction, wait=wait, signal=signal)
     return list(steps)
