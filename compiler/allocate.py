@@ -20,6 +20,16 @@ class Ring:
         self.stop = stop
         self._next = start
         self._held: dict[int, int] = {}
+        self._kept: dict[str, tuple[int, int]] = {}
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def free(self) -> int:
+        """Rows that nobody holds."""
+        return self.rows - sum(end - first for first, end in self._held.items())
 
     def take(self, rows: int, *, hold: bool = False) -> int:
         """First row of ``rows`` consecutive rows, none of which is held."""
@@ -28,17 +38,39 @@ class Ring:
                 first < candidate + rows and candidate < end for first, end in self._held.items()
             ):
                 self._next = candidate + rows
+                self._forget(candidate, self._next)
                 if hold:
                     self._held[candidate] = self._next
                 return candidate
         raise DoesNotFit(
-            f"The {self.name} memory has {self.stop - self.start} rows for this, and {rows} more "
+            f"The {self.name} memory has {self.rows} rows for this, and {rows} more "
             "are needed at once: choose a configuration with a larger one, or a smaller context"
         )
 
     def release(self, first: int) -> None:
         """Lets go of a held region."""
         del self._held[first]
+
+    def keep(self, name: str, rows: int) -> tuple[int, bool]:
+        """First row of a region with constants, and whether they are there already.
+
+        They are until another owner takes one of the rows.
+        """
+        if name in self._kept:
+            return self._kept[name][0], True
+        first = self.take(rows)
+        self._kept[name] = first, first + rows
+        return first, False
+
+    def forget(self) -> None:
+        """Constants that were kept are not there any more; the next region is the first one."""
+        self._kept.clear()
+        self._next = self.start
+
+    def _forget(self, start: int, stop: int) -> None:
+        for name, (first, end) in list(self._kept.items()):
+            if first < stop and start < end:
+                del self._kept[name]
 
 
 class Pool:

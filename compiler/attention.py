@@ -1,212 +1,343 @@
-"""Attention in instructions: cache, scores, softmax, context; nothing leaves the chip on the way.
+"""Attention in instructions: scores, softmax, context; nothing leaves the chip on the way.
 
-For each key block set (see `layout.Heads`) the cached keys and values come into the weight memory,
-the new rows are appended to the caches and written behind the old ones, and the query rows of all
-heads that share a key head go through the array as one matmul.
+The work is cut into units, the scores of some query rows with one key head. The scores of a unit
+are `AHEAD` units ahead of its context, so that its softmax runs while the array works on others.
+
+Keys and values are tiles in the weight memory. Either all of a sequence lie there
+(`tensors.Stationary`); or they come from memory, for each key block set (see `layout.Heads`). A
+whole sequence is in memory before (`tensors.Cached`); in a loop over tokens the new rows are
+appended to the caches and written behind the old ones.
 """
 
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import Heads, parameter_rows
+from systolith.compiler.lower import Lowering, Source
 from systolith.compiler.schedule import Region
-from systolith.compiler.tensors import Placed, Registers
+from systolith.compiler.tensors import Cached, Placed, Registers, Span, Stationary
 from systolith.graph import Attention
 from systolith.isa import Format, LoadSpace, StoreSpace
 
-if TYPE_CHECKING:
-    from systolith.compiler.lower import Lowering
+AHEAD = 2
+"""Most units whose scores come before the context of a unit."""
+_ROWS = 64
+"""Most query rows of a unit, so that the last softmax, which nothing hides, is short."""
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Query rows of a unit: row m at ``first + m * stride``."""
+
+    first: int
+    stride: int
+    wide: bool
+    region: Region
+
+
+@dataclass
+class _Unit:
+    """Scores, probabilities and context of some query rows with one key head.
+
+    ``member``: which of the heads that share a block. ``results``: accumulator rows of the context,
+    ``column`` the first block in them. ``drain``: what follows when the context is complete.
+    """
+
+    span: Span
+    member: int
+    queries: list[_Queries]
+    keys: list[Region]
+    values: list[Region]
+    results: Region
+    column: int
+    probabilities: int = 0
+    drain: "_Drain | None" = None
+
+
+@dataclass(frozen=True)
+class _Drain:
+    """The context of a key block set for some tokens, requantized to the result's blocks."""
+
+    span: Span
+    block: int
+    results: Region
+    release: tuple = ()
 
 
 class AttentionLowering:
-    """Emits the attention nodes of a graph through the `Lowering` that owns memories and steps."""
+    """Emits one attention node for one span; its inputs are placed, its result gets a place."""
 
-    def __init__(self, low: "Lowering", heads: Heads) -> None:
-        self.low = low
-        self.heads = heads
-        self.config, self.tokens, self.context = low.config, low.tokens, low.context
-
-    def run(self, node: Attention) -> None:
-        """Emits one attention; its inputs are placed, its result gets a place."""
-        heads = self.heads
-        d, g, hb = self.config.dim, heads.group, heads.head_blocks
-        tiles = -(-self.context // d)
-        placed = self.low.placed
+    def __init__(self, low: Lowering, node: Attention, span: Span) -> None:
+        self.low, self.node, self.span = low, node, span
+        self.heads: Heads = low.heads[node.name]
+        self.config, self.context = low.config, low.context
+        self.wide = node.probability_bits == 16
+        d = self.config.dim
+        self.tiles = -(-self.context // d)
+        self.tile_rows = self.tiles * d
+        self.p_stride = self.tiles * (2 if self.wide else 1)
+        # The query heads of a key head form one product where there are few tokens: then their
+        # rows are copied to lie side by side.
+        self.gather = self.heads.group > 1 and (span.dynamic or span.count < d)
+        self.members = self.heads.group if self.gather else 1
+        self.units = 0
+        placed: dict[str, object] = {**low.placed, **low.caches}
         # Keys of 12 bits are two tensors, each with a query: their products add up to the scores.
-        pairs = [("key", placed[node.q], placed[node.k])]
+        self.pairs = [("key", low.at(node.q), placed[node.k])]
         if node.q_low is not None and node.k_low is not None:
-            pairs.append(("low key", placed[node.q_low], placed[node.k_low]))
+            self.pairs.append(("low key", low.at(node.q_low), placed[node.k_low]))
         # Values of 16 bits are two tensors, and the lower one meets the upper bytes of p.
-        values = [("value", placed[node.v])]
+        self.values = [("value", placed[node.v])]
         if node.v_low is not None:
-            values.append(("low value", placed[node.v_low]))
-        out = self.low.place(node.out)
-        constants = self.low.graph.constants
-        param, param_region = self.low.load_parameters(
-            f"{node.name} parameters",
-            parameter_rows(
-                out.layout, constants[node.bias], constants[node.mult], constants[node.shift]
+            self.values.append(("low value", placed[node.v_low]))
+        out = low.place(node.out, span)
+        assert isinstance(out, Placed)
+        self.out = out
+
+    def run(self) -> None:
+        low, node = self.low, self.node
+        constants = low.graph.constants
+        self.param = low.parameters(
+            node.name,
+            lambda: parameter_rows(
+                self.out.layout, constants[node.bias], constants[node.mult], constants[node.shift]
             ),
+            self.out.layout.blocks,
         )
-        caches = {
-            name: self.low.memory.buffer(
-                f"{node.name} {name} cache", "uint8", (heads.sets * hb, self.context, d)
-            )
-            for name in (*(name for name, _, _ in pairs), *(name for name, _ in values))
-        }
-        # Query rows of one key block set lie as [token][head of the group][head block]: the rows of
-        # all heads of a group form one matmul.
-        wide = node.probability_bits == 16
-        p_stride = tiles * (2 if wide else 1)
-        group_rows = self.tokens * g
-        queries = [
-            Placed(self.low.pool.take(group_rows * hb * q.planes), q.layout, q.bits)
-            for _, q, _ in pairs
+        ahead = self._ahead()
+        rows = self._unit_rows(ahead)
+        size = rows * self.members
+        buffers = [low.pool.take(size * self.p_stride) for _ in range(ahead + 1)]
+        self.gathered = [
+            low.pool.take(self.span.count * self.heads.group * self.heads.head_blocks * q.planes)
+            for _, q, _ in self.pairs
+            if self.gather
         ]
-        probabilities = [self.low.pool.take(group_rows * p_stride) for _ in range(2)]
-        turn = 0
+        waiting: deque[_Unit] = deque()
+        for unit in self._units(rows):
+            unit.probabilities = buffers[self.units % len(buffers)]
+            self._scores(unit)
+            self.units += 1
+            waiting.append(unit)
+            if len(waiting) > ahead:
+                self._context(waiting.popleft())
+        while waiting:
+            self._context(waiting.popleft())
+        for first in (*buffers, *self.gathered):
+            low.pool.release(first)
+
+    def _ahead(self) -> int:
+        """Units ahead, as many as the weight memory has room for their keys and values."""
+        if isinstance(self.pairs[0][2], Stationary):
+            return AHEAD
+        parts = (len(self.pairs) + len(self.values)) * self.heads.head_blocks
+        room = self.low.weights.free // 2 // (parts * self.tile_rows)
+        return min(AHEAD, max(0, room - 1) * self.heads.per_block)
+
+    def _unit_rows(self, ahead: int) -> int:
+        """Tokens of a unit: the scores of ``ahead + 1`` units share a half of the accumulator."""
+        columns = self.members * (self.tiles + 2 * self.heads.head_blocks)
+        room = self.config.accumulator_rows // 2 // (ahead + 1) // columns
+        if self.span.open or self.span.dynamic:
+            if room < self.span.count:
+                raise DoesNotFit(
+                    f"The accumulator has {self.config.accumulator_rows} rows, too few for the "
+                    f"scores of {self.span.count} tokens in a context of {self.context}: choose "
+                    "a configuration with a larger one, or a smaller context"
+                )
+            return self.span.count
+        most = min(_ROWS, self.span.count)
+        while most > 1 and most > room:
+            most = (most + 1) // 2
+        return most
+
+    def _units(self, rows: int) -> Iterator[_Unit]:
+        heads, span = self.heads, self.span
         for block in range(heads.sets):
-            cache_rows = self.cache_rows() * hb
-            parts = len(pairs) + len(values)
-            cache = self.low.weights.take(parts * cache_rows, hold=True)
-            operands = []
-            for part, (name, q, k) in enumerate(pairs):
-                key = self._cache(k, caches[name], block, name, cache + part * cache_rows)
-                query = self._gather_queries(q, queries[part], block)
-                operands.append((query, q.bits, key))
-            stored = [
-                self._cache(v, caches[name], block, name, cache + part * cache_rows)
-                for part, (name, v) in enumerate(values, start=len(pairs))
+            held = None
+            if not isinstance(self.pairs[0][2], Stationary):
+                held = self._cached(block)
+            keys, values = held or self._stationary(block)
+            queries = [
+                self._gather_queries(q, first, block)
+                for (_, q, _), first in zip(self.pairs, self.gathered, strict=False)
             ]
-            ring, context = self.low.hold_accumulator(group_rows * hb)
-            results = Region("accumulator", context, context + group_rows * hb)
-            for member in range(min(heads.per_block, heads.kv_heads - block * heads.per_block)):
-                turn ^= 1
-                self._scores(node, operands, probabilities[turn], member)
-                p = probabilities[turn]
-                for part, value in enumerate(stored):
-                    self.low.emit(
-                        "matmul",
-                        {
-                            "act": p + part,
-                            "act_stride": p_stride,
-                            "weight": value.start,
-                            "n_tiles": hb,
-                            "acc": context,
-                            "acc_stride": hb,
-                            "w_stride_n": self.cache_rows(),
-                            "w_stride_k": d,
-                            "wide": int(wide and part == 0),
-                            "apart": part,
-                            "accumulate": part,
-                            **self._lane_group(member, "mask_out"),
-                        },
-                        {"k_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
-                        reads=(Region("activation", p, p + group_rows * p_stride), value),
-                        writes=(results,),
-                    )
-            self.low.emit(
-                "vector",
-                {
-                    "a": context,
-                    "a_stride": g * hb,
-                    "a_format": Format.ACC32,
-                    "d": out.first + block * g * hb * out.planes,
-                    "d_stride": out.stride,
-                    "blocks": g * hb,
-                    "scale": 1,
-                    "param": param + block * g * hb,
-                    "d_wide": int(out.bits == 16),
-                },
-                {"rows": Registers.TOKENS},
-                reads=(results, param_region),
-                writes=(out.region(self.tokens),),
-            )
-            ring.release(context)
-            self.low.weights.release(cache)
-        for query_rows in queries:
-            self.low.pool.release(query_rows.first)
-        for first in probabilities:
-            self.low.pool.release(first)
+            for start in range(0, span.count, rows):
+                part = replace(span, first=span.first + start, count=min(rows, span.count - start))
+                yield from self._block_units(block, part, keys, values, queries, held is not None)
 
-    def cache_rows(self) -> int:
-        """Weight rows of one cached block of keys or values: whole tiles."""
-        return -(-self.context // self.config.dim) * self.config.dim
-
-    def _cache(self, new: Placed, address: int, block: int, name: str, first: int) -> Region:
-        """Appends the block's rows of k or v to the cache; brings all of it to weight row first."""
+    def _block_units(
+        self,
+        block: int,
+        part: Span,
+        keys: list[Region],
+        values: list[Region],
+        gathered: list[_Queries],
+        held: bool,
+    ) -> Iterator[_Unit]:
+        """The units of one key block set and some tokens; the last one drains their context."""
         heads = self.heads
-        d, hb, rows = self.config.dim, heads.head_blocks, self.cache_rows()
+        columns = heads.group * heads.head_blocks
+        ring = self.low.halves[(self.units + 1) & 1]
+        first = ring.take(part.count * columns, hold=True)
+        results = Region("accumulator", first, first + part.count * columns)
+        members = min(heads.per_block, heads.kv_heads - block * heads.per_block)
+        for member in range(members):
+            for head in range(1 if self.gather else heads.group):
+                queries = [
+                    self._later(gathered[index], part)
+                    if gathered
+                    else self._queries(q, part, block, head)
+                    for index, (_, q, _) in enumerate(self.pairs)
+                ]
+                unit = _Unit(part, member, queries, keys, values, results, head * heads.head_blocks)
+                if member == members - 1 and (self.gather or head == heads.group - 1):
+                    release = [(ring, first)]
+                    if held and part.first + part.count == self.span.first + self.span.count:
+                        release.append((self.low.weights, keys[0].start))
+                    unit.drain = _Drain(part, block, results, tuple(release))
+                yield unit
+
+    # Keys, values, queries -----------------------------------------------------------------------
+
+    def _stationary(self, block: int) -> tuple[list[Region], list[Region]]:
+        """Keys and values of a block set where they were written, a region of tiles each."""
+
+        def tiles(place: object) -> Region:
+            assert isinstance(place, Stationary)
+            return place.block(block * self.heads.head_blocks, self.heads.head_blocks)
+
+        return [tiles(k) for _, _, k in self.pairs], [tiles(v) for _, v in self.values]
+
+    def _cached(self, block: int) -> tuple[list[Region], list[Region]]:
+        """Keys and values of a block set from memory."""
+        rows = self.tile_rows * self.heads.head_blocks
+        parts = [*((name, k) for name, _, k in self.pairs), *self.values]
+        first = self.low.weights.take(len(parts) * rows, hold=True)
+        regions = [
+            self._fetch(place, block, first + index * rows)
+            if isinstance(place, Cached)
+            else self._append(place, block, name, first + index * rows)
+            for index, (name, place) in enumerate(parts)
+        ]
+        return regions[: len(self.pairs)], regions[len(self.pairs) :]
+
+    def _fetch(self, cache: Cached, block: int, first: int) -> Region:
+        """Brings a whole sequence of k or v to weight row first."""
+        hb, rows = self.heads.head_blocks, self.tile_rows
+        whole = Span(0, cache.tokens)
         for part in range(hb):
-            index = block * hb + part
-            start = address + index * self.context * d
-            weight = Region("weight", first + part * rows, first + (part + 1) * rows)
-            source = Region("activation", new.first, new.first + self.tokens * new.stride)
-            old = Region(f"{self.low.label} {name} old", index, index + 1)
+            words = cache.words(block * hb + part, whole)
+            start = first + part * rows
             self.low.emit(
                 "load",
                 {
                     "space": LoadSpace.WEIGHT,
-                    "address": start,
+                    "address": cache.address + words.start * self.config.dim,
                     "rows": 1,
-                    "local": weight.start,
+                    "words": cache.tokens,
+                    "local": start,
                 },
+                reads=(words,),
+                writes=(Region("weight", start, start + rows),),
+            )
+        return Region("weight", first, first + rows * hb)
+
+    def _append(self, new: object, block: int, name: str, first: int) -> Region:
+        """Appends the span's rows of k or v to a cache; brings all of it to weight row first."""
+        assert isinstance(new, Placed)
+        low, span = self.low, self.span
+        d, hb, rows = self.config.dim, self.heads.head_blocks, self.tile_rows
+        shape = (self.heads.sets * hb, self.context, d)
+        title = f"{self.node.name} {name} cache"
+        if title not in low.memory.symbols:
+            low.memory.buffer(title, "uint8", shape)
+        address = low.memory.symbols[title].address
+        stored, copied = span.rows_16(), span.rows()
+        for part in range(hb):
+            index = block * hb + part
+            start = address + index * self.context * d
+            weight = Region("weight", first + part * rows, first + (part + 1) * rows)
+            source = new.region(span)
+            old = Region(f"{title} old", index, index + 1)
+            low.emit(
+                "load",
+                {"space": LoadSpace.WEIGHT, "address": start, "rows": 1, "local": weight.start},
                 {"words": Registers.OLD},
                 reads=(old,),
                 writes=(weight,),
             )
-            self.low.emit(
+            low.emit(
                 "store",
                 {
                     "space": StoreSpace.ACTIVATION,
                     "address": start,
                     "stride": d,
                     "words": 1,
-                    "local": new.first + index,
+                    "local": new.row(span) + index,
                     "local_stride": new.stride,
+                    **stored[0],
                 },
-                {"address": Registers.POSITION_ROW, "rows": Registers.TOKENS_16},
+                {"address": Registers.POSITION_ROW, **stored[1]},
                 reads=(source,),
-                writes=(Region(f"{self.low.label} {name} new", index, index + 1),),
+                writes=(Region(f"{title} new", index, index + 1),),
             )
-            self.low.emit(
+            low.emit(
                 "vector",
                 {
-                    "a": new.first + index,
+                    "a": new.row(span) + index,
                     "a_stride": new.stride,
                     "a_format": Format.INT8,
                     "d": weight.start,
                     "d_stride": 1,
                     "d_weight": 1,
                     "blocks": 1,
+                    **copied[0],
                 },
-                {"rows": Registers.TOKENS, "d": Registers.POSITION},
+                {"d": Registers.POSITION, **copied[1]},
                 reads=(source,),
                 writes=(weight,),
             )
         return Region("weight", first, first + rows * hb)
 
-    def _gather_queries(self, q: Placed, target: Placed, block: int) -> Region:
+    def _queries(self, q: Placed, part: Span, block: int, head: int) -> _Queries:
+        """The rows of one query head where they are."""
+        first = (block * self.heads.group + head) * self.heads.head_blocks * q.planes
+        return _Queries(q.row(part) + first, q.stride, q.bits == 16, q.region(part))
+
+    def _later(self, gathered: _Queries, part: Span) -> _Queries:
+        """The rows of some tokens among gathered ones."""
+        rows = (part.first - self.span.first) * self.heads.group * gathered.stride
+        return replace(gathered, first=gathered.first + rows)
+
+    def _gather_queries(self, q: Placed, target: int, block: int) -> _Queries:
         """Brings the query rows of a key block set into [token][head of the group] order."""
-        heads = self.heads
+        heads, span = self.heads, self.span
         blocks = heads.group * heads.head_blocks
         rows = blocks * q.planes
-        region = Region("activation", target.first, target.first + self.tokens * rows)
+        region = Region("activation", target, target + span.count * rows)
+        fields, registers = span.rows()
         self.low.emit(
             "vector",
             {
-                "a": q.first + block * rows,
+                "a": q.row(span) + block * rows,
                 "a_stride": q.stride,
                 "a_format": q.format,
-                "d": target.first,
+                "d": target,
                 "d_stride": rows,
                 "blocks": blocks,
                 "d_wide": int(q.bits == 16),
+                **fields,
             },
-            {"rows": Registers.TOKENS},
-            reads=(q.region(self.tokens),),
+            registers,
+            reads=(q.region(span),),
             writes=(region,),
         )
-        return region
+        return _Queries(target, heads.head_blocks * q.planes, q.bits == 16, region)
+
+    # Products and softmax ------------------------------------------------------------------------
 
     def _lane_group(self, member: int, mask: str) -> dict[str, int]:
         """Fields that select the lanes of one of several heads in a block."""
@@ -215,58 +346,127 @@ class AttentionLowering:
             return {}
         return {mask: 1, "group_log2": heads.padded_dim.bit_length() - 1, "group": member}
 
-    def _scores(
-        self, node: Attention, operands: list[tuple[Region, int, Region]], p: int, member: int
-    ) -> None:
-        """Scores of one key head with all its query heads, then their softmax.
+    def _matmul_rows(self, unit: _Unit) -> tuple[dict[str, int], dict[str, Registers]]:
+        """Rows of a unit's products."""
+        if unit.span.open:
+            return {}, {"rows": Registers.GROUP_ROWS_16}
+        return {"rows": unit.span.count * self.members}, {}
 
-        ``operands``: query rows, their bits, and keys; the products of all of them add up.
-        """
-        heads = self.heads
-        d, g, hb = self.config.dim, heads.group, heads.head_blocks
-        tiles = -(-self.context // d)
-        wide = node.probability_bits == 16
-        p_stride = tiles * (2 if wide else 1)
-        rows = self.tokens * g
-        acc = self.low.accumulator(rows * tiles)
-        scores = Region("accumulator", acc, acc + rows * tiles)
-        for part, (query, bits, key) in enumerate(operands):
-            self.low.emit(
+    def _scores(self, unit: _Unit) -> None:
+        """Scores of a unit, then their softmax."""
+        low, node, heads = self.low, self.node, self.heads
+        dynamic = unit.span.dynamic
+        rows = unit.span.count * self.members
+        # While the softmax reads one half, scores and contexts of others fill the other one.
+        acc = low.halves[self.units & 1].take(rows * self.tiles)
+        scores = Region("accumulator", acc, acc + rows * self.tiles)
+        fields, registers = self._matmul_rows(unit)
+        if dynamic:
+            registers = registers | {"n_tiles": Registers.TILES_20}
+        else:
+            fields = fields | {"n_tiles": self.tiles}
+        for part, (query, key) in enumerate(zip(unit.queries, unit.keys, strict=True)):
+            low.emit(
                 "matmul",
                 {
-                    "act": query.start,
-                    "act_stride": hb * bits // 8,
-                    "k_tiles": hb,
+                    "act": query.first,
+                    "act_stride": query.stride,
+                    "k_tiles": heads.head_blocks,
                     "weight": key.start,
                     "acc": acc,
-                    "acc_stride": tiles,
-                    "w_stride_n": d,
-                    "w_stride_k": self.cache_rows(),
-                    "wide": int(bits == 16),
+                    "acc_stride": self.tiles,
+                    "w_stride_n": self.config.dim,
+                    "w_stride_k": self.tile_rows,
+                    "wide": int(query.wide),
                     "signed": 1,
                     "columns": 1,
                     "accumulate": int(part > 0),
-                    **self._lane_group(member, "mask_in"),
+                    **fields,
+                    **self._lane_group(unit.member, "mask_in"),
                 },
-                {"n_tiles": Registers.TILES_20, "rows": Registers.GROUP_ROWS_16},
-                reads=(query, key),
+                registers,
+                reads=(query.region, key),
                 writes=(scores,),
             )
-        self.low.emit(
+        p = unit.probabilities
+        low.emit(
             "softmax",
             {
                 "a": acc,
-                "a_stride": tiles,
+                "a_stride": self.tiles,
                 "d": p,
-                "d_stride": p_stride,
-                "d_wide": int(wide),
-                "limit": 1,
-                "limit_step": 1,
-                "limit_rows": g,
+                "d_stride": self.p_stride,
+                "d_wide": int(self.wide),
+                "limit_rows": self.members,
                 "shift": node.score_shift,
                 "mult": node.score_mult,
+                **self._limits(unit.span, rows),
             },
-            {"rows": Registers.SOFTMAX, "limit": Registers.POSITION},
+            self._limit_registers(dynamic),
             reads=(scores,),
-            writes=(Region("activation", p, p + rows * p_stride),),
+            writes=(Region("activation", p, p + rows * self.p_stride),),
         )
+
+    def _limits(self, span: Span, rows: int) -> dict[str, int]:
+        """How many scores of each row take part."""
+        if span.dynamic:
+            return {"limit": 1, "limit_step": 1} | ({} if span.open else {"rows": rows})
+        fields = {"rows": rows, "blocks": self.tiles}
+        if self.node.causal:
+            return fields | {"limit": span.first + 1, "limit_step": 1}
+        return fields
+
+    def _limit_registers(self, dynamic: bool) -> dict[str, Registers]:
+        if dynamic:
+            return {"rows": Registers.SOFTMAX, "limit": Registers.POSITION}
+        return {} if self.node.causal else {"limit": Registers.LENGTH}
+
+    def _context(self, unit: _Unit) -> None:
+        """Probabilities times values; behind the last head of a block the requantized result."""
+        low, heads = self.low, self.heads
+        p = unit.probabilities
+        rows = unit.span.count * self.members
+        columns = heads.head_blocks * (1 if self.gather else heads.group)
+        fields, registers = self._matmul_rows(unit)
+        if unit.span.dynamic:
+            registers = registers | {"k_tiles": Registers.TILES_20}
+        else:
+            fields = fields | {"k_tiles": self.tiles}
+        for part, value in enumerate(unit.values):
+            low.emit(
+                "matmul",
+                {
+                    "act": p + part,
+                    "act_stride": self.p_stride,
+                    "weight": value.start,
+                    "n_tiles": heads.head_blocks,
+                    "acc": unit.results.start + unit.column,
+                    "acc_stride": columns,
+                    "w_stride_n": self.tile_rows,
+                    "w_stride_k": self.config.dim,
+                    "wide": int(self.wide and part == 0),
+                    "apart": part,
+                    "accumulate": part,
+                    **fields,
+                    **self._lane_group(unit.member, "mask_out"),
+                },
+                registers,
+                reads=(Region("activation", p, p + rows * self.p_stride), value),
+                writes=(unit.results,),
+            )
+        if unit.drain is not None:
+            self._requantize(unit.drain)
+
+    def _requantize(self, drain: _Drain) -> None:
+        blocks = self.heads.group * self.heads.head_blocks
+        self.low.elementwise(
+            {},
+            Source(drain.results.start, blocks, 1, drain.results, Format.ACC32),
+            self.out,
+            drain.span,
+            param=self.param,
+            first=drain.block * blocks,
+            blocks=blocks,
+        )
+        for ring, first in drain.release:
+            ring.release(first)

@@ -1,40 +1,52 @@
 """Whole programs for decoder language models: a loop that prefills the prompt and writes text.
 
-The host places the prompt in ``tokens`` and three words in ``control``: the length of the prompt,
-the number of tokens to end with (prompt included), and a token to stop at (or 0xFFFFFFFF). Each
-turn of the loop processes a block of prompt tokens, or the one token that was written last, and
-logs the logits of its last token; once the prompt is consumed the device takes the arg-max, appends
-it to ``tokens`` and reports it by ``mark``: the number of tokens there are << 16 | the new token.
+The host places the prompt in ``tokens`` and four words in ``control``: the length of the prompt,
+the number of tokens to end with (prompt included), a token to stop at (or 0xFFFFFFFF), and who
+chooses tokens (0 the device, 1 the host). One loop processes blocks of the prompt, another one the
+token that was written last, and both log the logits of the last token; then the device takes the
+arg-max, appends it to ``tokens`` and reports it by ``mark``: the number of tokens there are << 16 |
+the new token.
+
+Where the host chooses, the arg-max is reported only, and the device waits until the host has put
+its choice in the place of the 0xFFFFFFFF that stands in ``tokens`` where the text is to go on. The
+token to stop at is read after that: by setting it to its choice the host ends the text.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.control import alu, branch, times
 from systolith.compiler.layout import planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
+from systolith.compiler.moves import without_moves
+from systolith.compiler.nodes import lower, rope_row_bytes
 from systolith.compiler.schedule import Region, Step, prefetch, synchronize
-from systolith.compiler.tensors import Registers, Unsupported
+from systolith.compiler.tensors import Placed, Registers, Span, Unsupported
 from systolith.config import Config
 from systolith.fixed import Int
-from systolith.graph import TOKENS, Concat, Embedding, Graph, Rope, Slice
+from systolith.graph import TOKENS, Attention, Embedding, Graph, Node, Rope
 from systolith.isa import (
-    INSTRUCTION_BYTES,
     AluOp,
     Condition,
     LoadSpace,
     StoreSpace,
     Unit,
-    assemble,
 )
 from systolith.program import Program
 
 NO_STOP = 0xFFFF_FFFF
 """Stop token that never comes."""
-PREFETCH = 48
-"""Steps by which a load of constants may be moved ahead."""
+LEADING = 4096
+"""Most weight rows of which a token loads the weights that the next one begins with."""
+PENDING = 0xFFFF_FFFF
+"""In the place of a token that the host has not chosen yet."""
+STOP_WORD = 8
+"""Byte offset in ``control`` of the token to stop at."""
 
 R = Registers
 
@@ -55,6 +67,7 @@ def compile_decoder(
     they fit). Raises ``DoesNotFit`` or ``Unsupported`` where it cannot.
     """
     _demand_decoder(graph)
+    graph = without_moves(graph)
     limit = min(graph.context, config.max_length)
     context = limit if context is None else context
     if not 1 <= context <= limit:
@@ -64,16 +77,14 @@ def compile_decoder(
         )
     choices = [1 << i for i in range(config.dim.bit_length() - 1, -1, -1)]
     attempts = [
-        (block, keep)
+        (block, keep, on_chip)
         for block in ([tokens] if tokens else [n for n in choices if n <= context])
         for keep in ([True, False] if resident is None else [resident])
+        for on_chip in (True, False)
     ]
-    for index, (block, keep) in enumerate(attempts):
+    for index, attempt in enumerate(attempts):
         try:
-            size = _Decoder(graph, config, context, block, keep, code_bytes=0).instructions()
-            return _Decoder(
-                graph, config, context, block, keep, code_bytes=size * INSTRUCTION_BYTES
-            ).program()
+            return _Decoder(graph, config, context, *attempt).program()
         except DoesNotFit:
             if index == len(attempts) - 1:
                 raise
@@ -84,21 +95,19 @@ def _demand_decoder(graph: Graph) -> None:
     """Raises ``Unsupported`` for what no program can be made of yet."""
     if not graph.generative:
         raise Unsupported(
-            "Programs are made for language models (causal; tokens in, scores of tokens out), and "
-            "this graph is none: run it on the integer forward (golden, as_torch)"
+            "A program that writes text needs a language model (causal; tokens in, scores of "
+            "tokens out), and this graph is none: compile it for whole sequences"
         )
-    for node in graph.nodes:
-        positions = isinstance(node, Embedding) and node.index != TOKENS
-        if positions or isinstance(node, (Slice, Concat)):
-            what = "embeddings of positions" if positions else f"{type(node).__name__} nodes"
-            raise Unsupported(
-                f"{node.name}: there are no programs with {what} yet: run the model on the integer "
-                f"forward (golden, as_torch)"
-            )
+    heads = {(node.heads, node.kv_heads, node.head_dim) for node in graph.of_kind(Attention)}
+    if len(heads) > 1:
+        raise Unsupported("Programs for attention layers with different heads are not supported")
 
 
 class _Decoder:
-    """One attempt at a program, with everything chosen."""
+    """One attempt at a program, with everything chosen.
+
+    ``tokens``: of a block of the prompt. ``on_chip``: keys and values stay in the weight memory.
+    """
 
     def __init__(
         self,
@@ -107,20 +116,37 @@ class _Decoder:
         context: int,
         tokens: int,
         resident: bool,
-        *,
-        code_bytes: int,
+        on_chip: bool,
     ) -> None:
         self.graph, self.config, self.context = graph, config, context
-        self.memory = Memory(code_bytes)
+        self.memory = Memory()
         self.control = self.memory.buffer("control", "<u4", (4,))
         self.tokens = self.memory.buffer("tokens", "<u4", (context + 1,))
         self.lowering = Lowering(
-            graph, config, self.memory, tokens=tokens, context=context, resident=resident
+            graph,
+            config,
+            self.memory,
+            tokens=tokens,
+            context=context,
+            stationary=on_chip,
+            looping=True,
+            resident=resident,
+            leading=0 if resident else min(LEADING, config.weight_rows // 16),
+        )
+        if on_chip and not resident and self.lowering.weights.rows < config.weight_rows // 4:
+            raise DoesNotFit("Keys and values leave too little of the weight memory")
+        self.on_chip = on_chip
+        self.embedding = next(n for n in graph.of_kind(Embedding) if n.index == TOKENS)
+        self.table = self.memory.constant(
+            "embedding",
+            planes(
+                self.lowering.layouts[self.embedding.out].spread(
+                    graph.constants[self.embedding.table]
+                ),
+                config.dim,
+            ),
         )
         self.steps = self._build()
-
-    def instructions(self) -> int:
-        return len(self.steps)
 
     def program(self) -> Program:
         index = {id(step): i for i, step in enumerate(self.steps)}
@@ -130,21 +156,23 @@ class _Decoder:
             if step.target is not None:
                 item = replace(item, fields={**item.fields, "target": index[id(step.target)]})
             code.append(item)
-        image, size = self.memory.image(assemble(code))
-        layout = self.lowering.placed[self.graph.logits].layout
+        image, size, symbols = self.memory.link(code)
+        layout = self.lowering.layouts[self.graph.logits]
         return Program(
             self.config,
             image,
             len(code),
             size,
-            self.memory.symbols,
+            symbols,
             {
                 "kind": "decoder",
                 "context": self.context,
                 "block": self.lowering.tokens,
                 "resident": self.lowering.resident,
+                "caches": "on chip" if self.on_chip else "in memory",
                 "vocabulary": self.graph.vocabulary,
                 "logits_blocks": layout.blocks,
+                "logits_scale": self.graph.tensors[self.graph.logits].scale[0],
                 "labels": [step.label for step in self.steps],
             },
         )
@@ -152,171 +180,225 @@ class _Decoder:
     # The parts of the program --------------------------------------------------------------------
 
     def _build(self) -> list[Step]:
+        """Prologue; blocks of the prompt; then tail and token in turns."""
         low = self.lowering
-        embedding = next(self.graph.of_kind(Embedding), None)
-        if not isinstance(embedding, Embedding):
-            raise Unsupported("A decoder must start with an embedding")
-        x = low.place_input(embedding)
-        rows = planes(x.layout.spread(self.graph.constants[embedding.table]), self.config.dim)
-        table = self.memory.constant("embedding", rows)
-
-        start = self._segment("control", self._prologue)
-        head = self._segment("control", lambda: self._head(x.stride))
-        gather = self._segment(embedding.name, lambda: self._gather(table, x.stride, x.first))
-        body = self._segment("", lambda: self._body(table, x.stride, x.first, x.region(low.tokens)))
-        tail = self._segment("control", lambda: self._tail(head[0]))
-
-        body = prefetch(body, PREFETCH)
-        ahead = 0
-        while body[ahead].constant:
-            ahead += 1
+        start = self._segment(self._prologue)
+        span = Span(0, low.tokens, dynamic=True, open=True)
+        low.place(self.embedding.out, span)
+        x = low.at(self.embedding.out)
+        head = self._segment(lambda: self._prompt_head(x.stride))
+        gather = self._segment(lambda: self._gather(x))
+        body = self._segment(lambda: self._prompt_body(x, span))
         # The first weights come in while the embedding is gathered.
-        first, body = body[:ahead], body[ahead:]
-        body = synchronize([*first, *gather, *body])
-        return [*synchronize([*low.preload, *start]), *head, *body, *tail]
+        body = prefetch(body, self.config.queue_depth)
+        ahead = next(i for i, step in enumerate(body) if not step.constant)
+        prompt = [*head, *synchronize([*body[:ahead], *gather, *body[ahead:]])]
+        prompt += self._segment(lambda: self._prompt_end(head[0]))
 
-    def _segment(self, label: str, emit) -> list[Step]:
-        self.lowering.label = label
+        low.begin()
+        one = Span(0, 1, dynamic=True)
+        low.place(self.embedding.out, one)
+        token = self._segment(lambda: self._token_body(one))
+        first, token = self._leading(token)
+        again = [*token, *first]
+        token = synchronize(prefetch(again, self.config.queue_depth))
+        token += self._segment(lambda: alu(low, AluOp.ADD, R.POSITION, R.POSITION, 1))
+        # The loads that a token makes for the next one, for the first of all.
+        copies = [
+            replace(step, instruction=replace(step.instruction, wait=0, signal=0)) for step in first
+        ]
+        tail = self._segment(lambda: self._tail(token[0]))
+        over = self._segment(lambda: branch(low, Condition.ALWAYS, 0, 0, tail[0]))
+        return [*synchronize([*low.preload, *start]), *prompt, *copies, *over, *token, *tail]
+
+    def _segment(self, emit: Callable[[], object]) -> list[Step]:
+        self.lowering.label = "control"
         self.lowering.steps = []
         emit()
         return self.lowering.steps
 
-    def _alu(self, op: AluOp, rd: R, x: R | int, y: R | int) -> Step:
-        fields = {"op": op, "rd": int(rd)}
-        registers = {}
-        for name, value in (("x", x), ("y", y)):
-            if isinstance(value, R):
-                registers[name] = value
-            else:
-                fields[name] = value
-        return self.lowering.emit("alu", fields, registers)
-
-    def _times(self, rd: R, x: R, factor: int, scratch: R) -> None:
-        """rd = x * factor, by shifts and additions; rd and scratch differ from x."""
-        bits = [i for i in range(factor.bit_length()) if factor >> i & 1]
-        self._alu(AluOp.SHL, rd, x, bits[0])
-        for bit in bits[1:]:
-            self._alu(AluOp.SHL, scratch, x, bit)
-            self._alu(AluOp.ADD, rd, rd, scratch)
-
-    def _branch(self, condition: Condition, x: R | int, y: R | int, target: Step | None) -> Step:
-        fields, registers = {"condition": condition}, {}
-        for name, value in (("x", x), ("y", y)):
-            if isinstance(value, R):
-                registers[name] = value
-            else:
-                fields[name] = value
-        step = self.lowering.emit("branch", fields, registers)
-        step.target = target
-        return step
+    def _leading(self, steps: list[Step]) -> tuple[list[Step], list[Step]]:
+        """Splits off the loads that the turn of the loop before can make."""
+        ring = self.lowering.leading
+        room = Region("weight", ring.start, ring.stop)
+        first = [s for s in steps if s.constant and any(room.overlaps(r) for r in s.writes)]
+        chosen = {id(step) for step in first}
+        return first, [step for step in steps if id(step) not in chosen]
 
     def _prologue(self) -> None:
         low = self.lowering
         low.emit("ldr", {"address": self.control, "rd": int(R.PROMPT)})
+        # TOTAL << 16, less one where the host chooses: bit 0 tells, and comparisons stay right.
         low.emit("ldr", {"address": self.control + 4, "rd": int(R.TOTAL)})
+        low.emit("ldr", {"address": self.control + 12, "rd": int(R.A)})
+        alu(low, AluOp.SHL, R.TOTAL, R.TOTAL, 16)
+        alu(low, AluOp.SUB, R.TOTAL, R.TOTAL, R.A)
         low.emit("fence", {})
 
-    def _head(self, x_stride: int) -> None:
-        """M = min(block, prompt tokens left), or 1 when the prompt is consumed."""
+    def _prompt_head(self, x_stride: int) -> None:
+        """M = min(block, prompt tokens left)."""
         low = self.lowering
-        self._alu(AluOp.MAX, R.A, R.POSITION, R.PROMPT)
-        self._alu(AluOp.SUB, R.TOKENS, R.A, R.POSITION)
-        self._alu(AluOp.MIN, R.TOKENS, R.TOKENS, low.tokens)
-        self._alu(AluOp.MAX, R.TOKENS, R.TOKENS, 1)
-        self._alu(AluOp.SUB, R.A, R.TOKENS, 1)
-        self._times(R.LAST, R.A, x_stride, R.B)
+        alu(low, AluOp.SUB, R.TOKENS, R.PROMPT, R.POSITION)
+        alu(low, AluOp.MIN, R.TOKENS, R.TOKENS, low.tokens)
+        alu(low, AluOp.SUB, R.A, R.TOKENS, 1)
+        times(low, R.LAST, R.A, x_stride, R.B)
 
-    def _gather(self, table: int, x_stride: int, x: int) -> None:
+    def _gather(self, x: Placed) -> None:
         """Rows of the embedding for all tokens of the block but the last."""
         low = self.lowering
-        self._alu(AluOp.SHL, R.A, R.POSITION, 2)
-        self._alu(AluOp.ADD, R.C, 0, 0)
+        alu(low, AluOp.SHL, R.A, R.POSITION, 2)
+        alu(low, AluOp.ADD, R.C, 0, 0)
         loop = low.emit("ldr", {"address": self.tokens, "rd": int(R.SOFTMAX)}, {"address": R.A})
-        row_bytes = x_stride * self.config.dim
-        self._times(R.B, R.SOFTMAX, row_bytes, R.OLD)
-        leave = self._branch(Condition.EQ, R.C, R.LAST, None)
-        low.emit(
-            "load",
-            {"space": LoadSpace.ACTIVATION, "address": table, "words": x_stride, "rows": 1}
-            | {"local": x},
-            {"address": R.B, "local": R.C},
-        )
-        self._alu(AluOp.ADD, R.A, R.A, 4)
-        self._alu(AluOp.ADD, R.C, R.C, x_stride)
-        self._branch(Condition.ALWAYS, 0, 0, loop)
-        leave.target = self._alu(AluOp.SHL, R.TOKENS_16, R.TOKENS, 16)
+        times(low, R.B, R.SOFTMAX, x.stride * self.config.dim, R.OLD)
+        leave = branch(low, Condition.EQ, R.C, R.LAST)
+        self._load_row(x, {"local": R.C})
+        alu(low, AluOp.ADD, R.A, R.A, 4)
+        alu(low, AluOp.ADD, R.C, R.C, x.stride)
+        branch(low, Condition.ALWAYS, 0, 0, loop)
+        leave.target = alu(low, AluOp.SHL, R.TOKENS_16, R.TOKENS, 16)
 
-    def _body(self, table: int, x_stride: int, x: int, region: Region) -> None:
+    def _load_row(
+        self, x: Placed, registers: dict[str, R], writes: tuple[Region, ...] = ()
+    ) -> None:
+        """The row of the embedding at byte offset B of its table."""
+        self.lowering.emit(
+            "load",
+            {
+                "space": LoadSpace.ACTIVATION,
+                "address": self.table,
+                "words": x.stride,
+                "rows": 1,
+                "local": x.first,
+            },
+            {"address": R.B, **registers},
+            writes=writes,
+        )
+
+    def _prompt_body(self, x: Placed, span: Span) -> None:
         """The last token's embedding, the derived registers, and all the layers."""
         low = self.lowering
-        d = self.config.dim
         # Loads are executed in order: when this one is done, all of the gathered rows are there.
-        low.emit(
-            "load",
-            {"space": LoadSpace.ACTIVATION, "address": table, "words": x_stride, "rows": 1}
-            | {"local": x},
-            {"address": R.B, "local": R.C},
-            writes=(region,),
-        )
-        group = low.heads.group if low.heads else 1
-        self._times(R.A, R.TOKENS, group, R.B)
-        self._alu(AluOp.SHL, R.GROUP_ROWS_16, R.A, 16)
-        self._alu(AluOp.ADD, R.B, R.POSITION, R.TOKENS)
-        self._alu(AluOp.ADD, R.C, R.B, d - 1)
-        self._alu(AluOp.SHR, R.C, R.C, d.bit_length() - 1)
-        self._alu(AluOp.SHL, R.TILES_20, R.C, 20)
-        self._alu(AluOp.SHL, R.C, R.C, 12)
-        self._alu(AluOp.ADD, R.SOFTMAX, R.A, R.C)
-        self._alu(AluOp.SHL, R.POSITION_ROW, R.POSITION, d.bit_length() - 1)
-        self._alu(AluOp.MAX, R.OLD, R.POSITION, 1)
-        ropes = {(n.cos, n.sin): n for n in self.graph.of_kind(Rope) if isinstance(n, Rope)}
-        if ropes:
-            self._times(R.ROPE_ROW, R.POSITION, low.rope_row_bytes(), R.A)
-            for node in ropes.values():
-                low.rope_table(node)
-        low.run()
-        logits = low.placed[self.graph.logits]
-        row_bytes = logits.stride * d
-        address = self.memory.buffer("logits", "uint8", (self.context, row_bytes))
-        self._alu(AluOp.SUB, R.B, R.B, 1)
-        self._times(R.A, R.B, row_bytes, R.C)
+        self._load_row(x, {"local": R.C}, (x.region(span),))
+        heads = next(iter(low.heads.values()), None)
+        times(low, R.A, R.TOKENS, heads.group if heads else 1, R.B)
+        alu(low, AluOp.SHL, R.GROUP_ROWS_16, R.A, 16)
+        alu(low, AluOp.ADD, R.B, R.POSITION, R.TOKENS)
+        self._tiles(R.B)
+        alu(low, AluOp.ADD, R.SOFTMAX, R.SOFTMAX, R.A)
+        alu(low, AluOp.MAX, R.OLD, R.POSITION, 1)
+        self._layers(span)
+
+    def _token_body(self, span: Span) -> None:
+        """All the layers for the token in register B."""
+        low = self.lowering
+        x = low.at(self.embedding.out)
+        times(low, R.A, R.B, x.stride * self.config.dim, R.C)
+        alu(low, AluOp.ADD, R.B, R.A, 0)
+        self._load_row(x, {}, (x.region(span),))
+        alu(low, AluOp.ADD, R.B, R.POSITION, 1)
+        self._tiles(R.B)
+        alu(low, AluOp.ADD, R.OLD, R.POSITION, 0)
+        self._layers(span)
+
+    def _tiles(self, tokens: R) -> None:
+        """The registers that say how many key tiles ``tokens`` tokens are."""
+        low, d = self.lowering, self.config.dim
+        alu(low, AluOp.ADD, R.C, tokens, d - 1)
+        alu(low, AluOp.SHR, R.C, R.C, d.bit_length() - 1)
+        alu(low, AluOp.SHL, R.TILES_20, R.C, 20)
+        alu(low, AluOp.SHL, R.SOFTMAX, R.C, 12)
+
+    def _layers(self, span: Span) -> None:
+        low, d = self.lowering, self.config.dim
+        alu(low, AluOp.SHL, R.POSITION_ROW, R.POSITION, d.bit_length() - 1)
+        rope = next(self.graph.of_kind(Rope), None)
+        if rope is not None:
+            times(low, R.ROPE_ROW, R.POSITION, rope_row_bytes(low, rope), R.A)
+        nodes = [node for node in self.graph.nodes if node.out != self.embedding.out]
+        lower(low, nodes, span, {self.graph.logits} | low.keys, self._positions, self._log)
+
+    def _positions(self, low: Lowering, node: Embedding, span: Span) -> None:
+        """The rows of an embedding of positions, from the first token's on."""
+        x = low.at(node.out)
+        values = self.graph.constants[node.table]
+
+        def make() -> NDArray[np.uint8]:
+            # A block may read beyond the context: the table is longer than the caches.
+            pad = np.zeros((low.tokens, values.shape[1]), values.dtype)
+            return planes(x.layout.spread(np.concatenate([values, pad])), self.config.dim)
+
+        address = low.constant(node.name, make)
+        times(low, R.A, R.POSITION, x.stride * self.config.dim, R.C)
+        words = x.stride * span.count
+        low.load(LoadSpace.ACTIVATION, address, words, x.first, registers={"address": R.A})
+
+    def _log(self, low: Lowering, node: Node, span: Span) -> None:
+        """Stores the logits of the block's last token."""
+        if node.out != self.graph.logits:
+            return
+        logits = low.at(node.out)
+        row_bytes = logits.stride * self.config.dim
+        if "logits" not in self.memory.symbols:
+            self.memory.buffer("logits", "uint8", (self.context, row_bytes))
+        alu(low, AluOp.ADD, R.B, R.POSITION, R.TOKENS if span.open else 1)
+        alu(low, AluOp.SUB, R.B, R.B, 1)
+        times(low, R.A, R.B, row_bytes, R.C)
         low.emit(
             "store",
             {
                 "space": StoreSpace.ACTIVATION,
-                "address": address,
+                "address": self.memory.symbols["logits"].address,
                 "words": logits.stride,
                 "rows": 1,
                 "local": logits.first,
             },
             {"address": R.A},
-            reads=(logits.region(1),),
+            reads=(logits.region(Span(0, 1)),),
         )
 
-    def _tail(self, loop: Step) -> None:
+    def _prompt_end(self, loop: Step) -> None:
         low = self.lowering
-        self._alu(AluOp.ADD, R.POSITION, R.POSITION, R.TOKENS)
+        alu(low, AluOp.ADD, R.POSITION, R.POSITION, R.TOKENS)
         low.emit("fence", {})
-        self._branch(Condition.LT, R.POSITION, R.PROMPT, loop)
+        branch(low, Condition.LT, R.POSITION, R.PROMPT, loop)
+
+    def _tail(self, again: Step) -> None:
+        """The next token: the arg-max, into ``tokens`` and register B; then it is processed."""
+        low = self.lowering
+        low.emit("fence", {})
         low.emit("argmax", {"rd": int(R.B)})
-        self._alu(AluOp.SHL, R.A, R.POSITION, 2)
+        alu(low, AluOp.SHL, R.A, R.POSITION, 2)
+        alu(low, AluOp.ADD, R.C, R.POSITION, 1)
+        alu(low, AluOp.SHL, R.C, R.C, 16)
+        alu(low, AluOp.AND, R.SOFTMAX, R.TOTAL, 1)
+        ask = branch(low, Condition.NE, R.SOFTMAX, 0)
         low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
-        self._alu(AluOp.ADD, R.C, R.POSITION, 1)
-        self._alu(AluOp.SHL, R.A, R.C, 16)
-        self._alu(AluOp.ADD, R.A, R.A, R.B)
+        alu(low, AluOp.ADD, R.A, R.B, R.C)
         low.emit("mark", {}, {"x": R.A})
-        low.emit("ldr", {"address": self.control + 8, "rd": int(R.A)})
-        stop = self._branch(Condition.EQ, R.A, R.B, None)
-        self._branch(Condition.LT, R.C, R.TOTAL, loop)
+        go_on = low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.A)})
+        stop = branch(low, Condition.EQ, R.A, R.B)
+        branch(low, Condition.LT, R.C, R.TOTAL, again)
         stop.target = low.emit("halt", {})
+        ask.target = alu(low, AluOp.ADD, R.B, R.B, R.C)
+        low.emit("mark", {}, {"x": R.B})
+        poll = low.emit("ldr", {"address": self.tokens, "rd": int(R.B)}, {"address": R.A})
+        branch(low, Condition.EQ, R.B, PENDING, poll)
+        branch(low, Condition.ALWAYS, 0, 0, go_on)
 
 
 def set_prompt(
-    program: Program, memory: np.ndarray, prompt: list[int], total: int, stop: int = NO_STOP
+    program: Program,
+    memory: np.ndarray,
+    prompt: list[int],
+    total: int,
+    stop: int = NO_STOP,
+    *,
+    host_chooses: bool = False,
 ) -> None:
     """Writes a prompt into a program's memory; the device ends with ``total`` tokens at most.
 
-    Raises ``Unsupported`` for an empty prompt and ``DoesNotFit`` beyond the context.
+    ``host_chooses``: the device asks for each new token. Raises ``Unsupported`` for an empty prompt
+    and ``DoesNotFit`` beyond the context.
     """
     context = program.metadata["context"]
     if not prompt:
@@ -330,17 +412,23 @@ def set_prompt(
             f"{total} tokens are asked for, and a prompt of {len(prompt)} tokens in a context of "
             f"{context} allows {len(prompt) + 1} to {context + 1}"
         )
-    program.write(memory, "control", np.array([len(prompt), total, stop], dtype=np.uint32))
-    program.write(memory, "tokens", np.array(prompt, dtype=np.uint32))
+    control = [len(prompt), total, stop, host_chooses]
+    program.write(memory, "control", np.array(control, dtype=np.uint32))
+    tokens = np.full(context + 1, PENDING if host_chooses else 0, dtype=np.uint32)
+    tokens[: len(prompt)] = prompt
+    program.write(memory, "tokens", tokens)
 
 
 def logits(program: Program, memory: np.ndarray) -> Int:
     """The log of logits, (context, vocabulary) int64; rows that were never written hold 0."""
-    raw = program.read(memory, "logits")
-    blocks, d = program.metadata["logits_blocks"], program.config.dim
-    rows = raw.reshape(len(raw), blocks, 2, d)
+    return logit_rows(program, program.read(memory, "logits"))
+
+
+def logit_rows(program: Program, raw: np.ndarray) -> Int:
+    """Logits (N, vocabulary) int64 of N rows of the log as they lie in memory, uint8."""
+    rows = raw.reshape(-1, program.metadata["logits_blocks"], 2, program.config.dim)
     values = rows[:, :, 0].astype(np.int64) | (rows[:, :, 1].view(np.int8).astype(np.int64) << 8)
-    return values.reshape(len(raw), -1)[:, : program.metadata["vocabulary"]]
+    return values.reshape(len(rows), -1)[:, : program.metadata["vocabulary"]]
 
 
 def units(program: Program) -> dict[Unit, int]:

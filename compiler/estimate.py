@@ -1,76 +1,39 @@
-"""Cycles of a straight program, estimated: units in order, semaphores, and the bus."""
+"""How long an instruction keeps its unit busy, roughly: what the order of loads is chosen by.
 
-from collections import deque
-from collections.abc import Sequence
+The model that predicts cycles is `timing`; this one knows neither memory latency nor conflicts.
+"""
 
-from systolith.compiler.schedule import Step
 from systolith.config import Config
-from systolith.isa import INSTRUCTION_BYTES, QUEUED, SEMAPHORES, Unit, semaphore
+from systolith.isa import Instruction, Unit
 
-_DISPATCH = 8
-"""Cycles between two instructions."""
-_START = 6
-"""Cycles from the start, but for the latency, until the first instruction is dispatched."""
-_LOAD, _VECTOR, _STORE = 8, 12, 8
-"""Cycles of an instruction beyond those that its data take."""
+_LATENCY = {"vector": 24, "norm": 60, "softmax": 180, "matmul": 40, "load": 4, "store": 4}
+"""Cycles beyond the throughput of a unit."""
 
 
-def estimate(config: Config, steps: Sequence[Step], latency: int) -> int:
-    """Cycles from start to halt of ``steps`` without branches, with ``latency`` of the memory.
+def cycles(item: Instruction, config: Config, context: int) -> int:
+    """Cycles of one instruction; a number that stands in a register is taken as one token's.
 
-    A unit begins an instruction when the one before has left it, and its semaphores have come. A
-    load occupies the bus for its beats, or for as long as ``outstanding`` bursts need to come. A
-    matmul takes max(rows, D) cycles a tile, the vector unit D / V cycles a block.
+    ``context``: the longest sequence; attention over half of it is assumed where that is not known.
     """
-    d, beats = config.dim, config.dim // config.bus_bytes
-    free = dict.fromkeys(QUEUED, 0)
-    begun: dict[Unit, deque[int]] = {
-        unit: deque([0] * config.queue_depth, config.queue_depth) for unit in QUEUED
-    }
-    signals: list[deque[int]] = [deque() for _ in range(SEMAPHORES)]
-    fetched = 0
-    """Beats of instructions that share the bus with the next load."""
-    ends = 0
-    now = latency + _START
-    for step in steps:
-        item, unit = step.instruction, step.unit
-        get = item.get
-        now = max(now + _DISPATCH, begun[unit][0])
-        fetched += INSTRUCTION_BYTES // config.bus_bytes
-        ready = now + 2
-        for bit in range(SEMAPHORES):
-            if item.wait >> bit & 1:
-                ready = max(ready, signals[bit].popleft() + 2)
-        if unit in (Unit.LOAD, Unit.STORE):
-            row = get("words") * beats
-            bursts = -(-row // config.max_burst)
-            in_flight = (latency if unit == Unit.LOAD else 4) + 4
-            cycles = get("rows") * max(row, -(-bursts * in_flight // config.outstanding))
-        if unit == Unit.LOAD:
-            begin = max(free[unit], ready + latency + _LOAD)
-            # The bus has been free for instructions between the last load and this one.
-            free[unit] = begin + cycles + max(0, fetched - (begin - free[unit]))
-            fetched = 0
-            done = free[unit] + 2
-            begun[unit].append(max(ready, begin - latency - _LOAD))
-        elif unit == Unit.STORE:
-            begin = max(free[unit], ready)
-            free[unit] = begin + cycles
-            done = free[unit] + _STORE
-            begun[unit].append(begin)
-        elif unit == Unit.MATMUL:
-            begin = max(free[unit], ready)
-            tiles = get("k_tiles") * get("n_tiles")
-            free[unit] = begin + tiles * max(get("rows"), d)
-            done = free[unit] + 2 * d + 7 - max(0, d - get("rows"))
-            begun[unit].append(begin)
-        else:
-            begin = max(free[unit], ready)
-            cycles = get("rows") * get("blocks") * d // config.lanes
-            free[unit] = done = begin + cycles + _VECTOR
-            begun[unit].append(begin)
-        for consumer in QUEUED:
-            if consumer != unit and item.signal >> semaphore(unit, consumer) & 1:
-                signals[semaphore(unit, consumer)].append(done)
-        ends = max(ends, done)
-    return max(ends, now + _DISPATCH) + 4
+    if item.unit == Unit.SEQUENCER:
+        return 8
+    d = config.dim
+
+    def get(name: str, default: int) -> int:
+        word = item.opcode.field(name).word
+        return item.get(name) or (default if word in item.registers else 1)
+
+    tiles = max(1, context // 2 // d)
+    match item.op:
+        case "matmul":
+            passes = get("rows", 1) * (2 if item.get("wide") else 1)
+            work = get("k_tiles", tiles) * get("n_tiles", tiles) * max(passes, d // config.weight_ports)
+        case "load":
+            work = get("rows", 1) * get("words", context // 2) * (d // config.bus_bytes)
+        case "store":
+            work = get("rows", 1) * get("words", 1) * (d // config.bus_bytes)
+        case "storew":
+            work = 1
+        case _:
+            work = get("rows", 1) * get("blocks", tiles) * (d // config.lanes)
+    return work + _LATENCY.get(item.op, 4)

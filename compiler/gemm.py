@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler.allocate import DoesNotFit, Pool
-from systolith.compiler.estimate import estimate
+from systolith.compiler.estimate import cycles
 from systolith.compiler.gemm_emit import MAX_WORDS, Emitter, Streamed
 from systolith.compiler.gemm_plan import LATENCY, Plan, Shape, candidates
 from systolith.compiler.layout import parameter_rows, plain, weight_rows
 from systolith.compiler.memory import Memory
-from systolith.compiler.schedule import prefetch_queued, synchronize
+from systolith.compiler.schedule import prefetch, synchronize
+from systolith.compiler.timing import Memory as Bus
+from systolith.compiler.timing import simulate
 from systolith.config import Config
 from systolith.fixed import Int
 from systolith.isa import INSTRUCTION_BYTES, LoadSpace, StoreSpace, assemble
@@ -54,9 +56,10 @@ def choose(config: Config, shape: Shape, latency: int = LATENCY) -> tuple[Plan, 
         except DoesNotFit as error:
             failure = error
             continue
-        cycles = estimate(config, steps, latency)
-        if best is None or cycles < best[0]:
-            best = cycles, plan
+        code = [step.instruction for step in steps]
+        time = simulate(config, code, memory=Bus(latency=latency)).cycles
+        if best is None or time < best[0]:
+            best = time, plan
     if best is None:
         assert failure is not None
         raise failure
@@ -143,7 +146,9 @@ def _steps(config: Config, plans: list[Plan], code_bytes: int) -> _Builder:
         n_tiles, _ = plan.shape.tiles(d)
         result = builder.memory.buffer(f"c{i}", "int8", (plan.shape.m, n_tiles * d))
         Streamed(builder, plan, a, w, result).emit(parameters)
-    builder.steps = synchronize(prefetch_queued(builder.steps, config.queue_depth - 1))
+    for step in builder.steps:
+        step.cycles = cycles(step.instruction, config, 1)
+    builder.steps = synchronize(prefetch(builder.steps, config.queue_depth))
     return builder
 
 

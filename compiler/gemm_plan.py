@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from systolith.config import Config
+from systolith.cost import product_cycles
 from systolith.errors import UserError
 
 LATENCY = 40
@@ -56,10 +57,9 @@ class Shape:
         """Tiles along n and k."""
         return -(-self.n // dim), -(-self.k // dim)
 
-    def bound(self, dim: int) -> int:
-        """Cycles that a D × D array needs: a tile takes max(M, D)."""
-        n_tiles, k_tiles = self.tiles(dim)
-        return n_tiles * k_tiles * max(self.m, dim)
+    def bound(self, dim: int, weight_ports: int = 1) -> int:
+        """Cycles that a D × D array needs: see ``product_cycles``."""
+        return product_cycles(self.m, self.k, self.n, dim=dim, weight_ports=weight_ports)
 
     def bytes_once(self, dim: int) -> int:
         """Bytes of operands (int8) and result (int8) in whole blocks of D, each moved once."""

@@ -1,31 +1,35 @@
-"""Graph nodes to instructions.
+"""The memories of a program under construction, and the steps that fill and read them.
 
-`Lowering` walks a graph and emits steps that process a block of up to ``tokens`` tokens. How many
-tokens there are, and at which position they start, stands in registers at run time (`Registers`),
-so one body of code serves prefill and decode at every position.
+`Lowering` knows where tensors and constants are and emits instructions; what each kind of node
+becomes stands in `nodes`, `linear` and `attention`. Steps process a *span* of tokens: known ones of
+a whole sequence, or as many as stand in registers at run time (`tensors.Registers`), so that one
+body of code serves prefill and decode at every position.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from systolith.compiler.allocate import DoesNotFit, Pool, Ring
-from systolith.compiler.attention import AttentionLowering
-from systolith.compiler.layout import (
-    Heads,
-    Layout,
-    parameter_rows,
-    plain,
-    planes,
-    weight_rows,
-)
+from systolith.compiler.estimate import cycles
+from systolith.compiler.layout import Heads, Layout, plain
 from systolith.compiler.memory import Memory
 from systolith.compiler.schedule import Region, Step
-from systolith.compiler.tensors import Placed, Registers, Unsupported
+from systolith.compiler.tensors import (
+    Cached,
+    Placed,
+    Registers,
+    Span,
+    Stationary,
+    Unsupported,
+)
 from systolith.config import Config
 from systolith.graph import (
     Add,
-    ArgMax,
     Attention,
-    Embedding,
+    Given,
     Graph,
     Linear,
     Lookup,
@@ -33,23 +37,41 @@ from systolith.graph import (
     Node,
     Norm,
     Rope,
-    int8_weight,
 )
-from systolith.isa import (
-    BY_NAME,
-    Combine,
-    Format,
-    Instruction,
-    LoadSpace,
-    TableMode,
-)
+from systolith.isa import BY_NAME, Format, Instruction, LoadSpace
+
+Place = Placed | Stationary
+MAX_WORDS = (1 << 16) - 1
+"""Words of a row that one load can copy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a vector instruction reads: block f of token m is row ``first + m * stride + f * step``.
+
+    ``period``: blocks after which the first one comes again, 0: never. ``region``: all rows read.
+    """
+
+    first: int
+    stride: int
+    step: int
+    region: Region
+    format: Format
+    period: int = 0
+
+    def block(self, index: int) -> int:
+        return self.first + (index % self.period if self.period else index) * self.step
 
 
 class Lowering:
-    """Emits the steps of one block of tokens, and the constants that they need, for one graph.
+    """Emits the steps of a graph's nodes, and the constants that they need.
 
-    ``tokens``: most tokens of a block. ``context``: rows of the caches that the program keeps.
-    ``resident``: weights and parameters are loaded once (``preload``) and stay.
+    ``tokens``: most tokens of a span. ``context``: rows of the caches that the program keeps, or
+    the longest sequence. ``stationary``: keys and values stay in the weight memory for as long as
+    they are used; else they are in memory, in caches that grow. ``looping``: the steps are the body
+    of a loop; then parameters and tables are loaded once (``preload``) as far as they fit, keys and
+    values of all layers stay, and with ``resident`` the weights do, too. ``leading``: rows of the
+    weight memory for the first weights of a loop's body, which the turn before it loads.
     """
 
     def __init__(
@@ -60,30 +82,49 @@ class Lowering:
         *,
         tokens: int,
         context: int,
-        resident: bool,
+        stationary: bool = False,
+        looping: bool = False,
+        resident: bool = False,
+        leading: int = 0,
+        level: Callable[[Node], int] = lambda node: 0,
     ) -> None:
         self.graph, self.config, self.memory = graph, config, memory
         self.tokens, self.context, self.resident = tokens, context, resident
         self.steps: list[Step] = []
         self.preload: list[Step] = []
-        self.placed: dict[str, Placed] = {}
-        self.heads: Heads | None = None
+        self.placed: dict[str, Place] = {}
         self.label = ""
         self.pool = Pool("activation", config.activation_rows)
         half = config.accumulator_rows // 2
-        self._accumulators = (Ring("accumulator", 0, half), Ring("accumulator", half, 2 * half))
+        self.halves = (Ring("accumulator", 0, half), Ring("accumulator", half, 2 * half))
         self._half = 0
-        self._layouts = self._find_layouts()
-        self._fused = self._find_fusions()
-        self._last_use = self._find_last_uses()
-        weights = self._weight_chunks() if resident else 0
-        self._resident_weights = Ring("weight", 0, weights)
-        self.weights = Ring("weight", weights, config.weight_rows)
-        parameters = self._parameter_rows() if resident else 0
-        self._resident_parameters = Ring("parameter", 0, parameters)
-        self._parameters = Ring("parameter", parameters, config.parameter_rows)
-        self._tables = Ring("table", 0, config.table_slots)
-        self._rope_tables: dict[tuple[str, str], Placed] = {}
+        self.outputs = {output.tensor for output in graph.outputs}
+        self.heads: dict[str, Heads] = {}
+        self.layouts = self._find_layouts()
+        self.fused = self._find_fusions(level)
+        self.attended = self._find_keys()
+        self.keys = self.attended if stationary else set()
+        weights = self._weight_rows() if resident else 0
+        self.resident_weights = Ring("weight", 0, weights)
+        held = self._key_rows(looping)
+        self._key_pool = Pool("weight", held)
+        self._first_key = config.weight_rows - held
+        if weights + leading > self._first_key:
+            raise DoesNotFit(
+                f"The weight memory has {config.weight_rows} rows, and {weights + leading + held} "
+                "are needed: choose a configuration with a larger one, or a smaller context"
+            )
+        self.leading = Ring("weight", weights, weights + leading)
+        self._led: int | None = 0
+        self.weights = Ring("weight", self.leading.stop, self._first_key)
+        parameters = self._parameter_rows()
+        self._parameters_stay = looping and parameters <= config.parameter_rows
+        self._parameters = Ring("parameter", 0, config.parameter_rows)
+        self._staying = self._staying_tables() if looping else []
+        self._tables = Ring("table", len(self._staying), config.table_slots)
+        self._loaded: set[str] = set()
+        self.caches: dict[str, Cached] = {}
+        self.rope_tables: dict[tuple[str, str], Placed] = {}
 
     # What the graph needs ------------------------------------------------------------------------
 
@@ -91,13 +132,7 @@ class Lowering:
         dim = self.config.dim
         layouts = {name: plain(t.channels, dim) for name, t in self.graph.tensors.items()}
         for node in self.graph.of_kind(Attention):
-            assert isinstance(node, Attention)
-            heads = Heads.of(node, dim)
-            if self.heads not in (None, heads):
-                raise Unsupported(
-                    f"{node.name}: attention layers with different heads are not supported"
-                )
-            self.heads = heads
+            heads = self.heads[node.name] = Heads.of(node, dim)
             for name, layout in (
                 (node.q, heads.queries()),
                 (node.k, heads.keys()),
@@ -107,33 +142,37 @@ class Lowering:
                 (node.v_low, heads.keys()),
             ):
                 if name is not None:
-                    self._demand_layout(layouts, name, layout)
+                    self._demand_layout(layouts, name, layout, heads)
             layouts[node.out] = heads.queries()
         return layouts
 
-    def _demand_layout(self, layouts: dict[str, Layout], name: str, layout: Layout) -> None:
+    def _demand_layout(
+        self, layouts: dict[str, Layout], name: str, layout: Layout, heads: Heads
+    ) -> None:
         """Sets the layout of a tensor around attention, back to the weights that produce it."""
-        layouts[name] = layout
+        same, layouts[name] = layouts[name] == layout, layout
         producer = self.graph.producer(name)
+        if isinstance(producer, Rope) and self.heads.setdefault(producer.name, heads) != heads:
+            raise Unsupported(f"{producer.name}: attentions with different heads share it")
         if isinstance(producer, (Rope, Lookup)):
-            self._demand_layout(layouts, producer.x, layout)
+            self._demand_layout(layouts, producer.x, layout, heads)
         elif isinstance(producer, Add) and producer.a == producer.b:
-            self._demand_layout(layouts, producer.a, layout)
-        elif not isinstance(producer, Linear):
+            self._demand_layout(layouts, producer.a, layout, heads)
+        elif not (same or isinstance(producer, (Linear, Given))):
             raise Unsupported(
                 f"{producer.name}: a {type(producer).__name__} in front of attention is not "
-                "supported, only linear layers and RoPE are"
+                "supported where its heads do not fill the array, only linear layers and RoPE are"
             )
 
-    def _find_fusions(self) -> dict[str, str]:
+    def _find_fusions(self, level: Callable[[Node], int]) -> dict[str, str]:
         """Linear layers whose result goes through the vector unit only: tensor → reading node."""
         fused: dict[str, str] = {}
         taken: set[str] = set()
-        for node in self.graph.nodes:
-            if not isinstance(node, Linear) or self.graph.tensors[node.out].bits != 16:
+        for node in self.graph.of_kind(Linear):
+            if self.graph.tensors[node.out].bits != 16 or node.out in self.outputs:
                 continue
             readers = self.graph.consumers(node.out)
-            if len(readers) != 1 or node.out == self.graph.logits:
+            if len(readers) != 1 or level(readers[0]) != level(node):
                 continue
             reader = readers[0]
             good = isinstance(reader, (Rope, Add, Multiply)) and reader.name not in taken
@@ -142,38 +181,85 @@ class Lowering:
                 taken.add(reader.name)
         return fused
 
-    def _find_last_uses(self) -> dict[str, str]:
-        """Tensor → name of the node after which it is not needed."""
+    def _find_keys(self) -> set[str]:
+        """Tensors that attention alone reads, as keys or values."""
+        names: set[str] = set()
+        for node in self.graph.of_kind(Attention):
+            for name in (node.k, node.v, node.k_low, node.v_low):
+                if name is None:
+                    continue
+                others = [n.name for n in self.graph.consumers(name) if n.name != node.name]
+                if name in self.outputs or others:
+                    raise Unsupported(
+                        f"{node.name}: a program needs keys and values that only one attention "
+                        f"reads, and {name} has other readers"
+                    )
+                names.add(name)
+        return names
+
+    def _key_rows(self, looping: bool) -> int:
+        """Weight rows for keys and values.
+
+        In a loop of all layers; else those of a layer are made while one before is used.
+        """
+        rows = [
+            sum(
+                self.layouts[name].blocks * self._tile_rows()
+                for name in {node.k, node.v, node.k_low, node.v_low} & self.keys
+            )
+            for node in self.graph.of_kind(Attention)
+        ]
+        if looping:
+            return sum(rows)
+        return max((a + b for a, b in zip(rows, [*rows[1:], 0], strict=True)), default=0)
+
+    def _tile_rows(self) -> int:
+        """Tokens of the context, in whole tiles."""
+        return -(-self.context // self.config.dim) * self.config.dim
+
+    def last_uses(self, nodes: Iterable[Node]) -> dict[str, str]:
+        """Tensor → name of the last of ``nodes`` that reads it, or that emits its fused reader."""
         last: dict[str, str] = {}
-        for node in self.graph.nodes:
-            names = list(node.inputs)
+        for node in nodes:
+            if isinstance(node, Linear) and node.out in self.fused:
+                continue
+            last[node.out] = node.name
             for name in node.inputs:
-                if name in self._fused:
-                    producer = self.graph.producer(name)
-                    names += producer.inputs
-            for name in names:
-                if not (node.out in self._fused and isinstance(node, Linear)):
-                    last[name] = node.name
+                last[name] = node.name
+                if name in self.fused:
+                    last |= dict.fromkeys(self.graph.producer(name).inputs, node.name)
         return last
 
-    def _tensor_rows(self, name: str) -> int:
-        return self._layouts[name].blocks * self.graph.tensors[name].bits // 8 * self.tokens
+    def row_bytes(self, name: str) -> int:
+        """Bytes of a token of a tensor as it is stored."""
+        bits = self.graph.tensors[name].bits
+        return self.layouts[name].blocks * bits // 8 * self.config.dim
 
-    def _weight_chunks(self) -> int:
+    def _weight_rows(self) -> int:
         """Weight rows of all linear layers."""
         return sum(
-            self._layouts[node.x].blocks * self._layouts[node.out].blocks * self.config.dim
+            self.layouts[node.x].blocks * self.layouts[node.out].blocks * self.config.dim
             for node in self.graph.of_kind(Linear)
-            if isinstance(node, Linear)
         )
 
     def _parameter_rows(self) -> int:
         """Parameter rows of all nodes that have parameters."""
         return sum(
-            self._layouts[node.out].blocks
+            self.layouts[node.out].blocks
             for kind in (Linear, Norm, Attention)
             for node in self.graph.of_kind(kind)
         )
+
+    def _staying_tables(self) -> list[str]:
+        """Tables that stay in slots of their own: all, or the most used but for two slots."""
+        uses: dict[str, int] = {}
+        for node in self.graph.nodes:
+            if isinstance(node, (Linear, Lookup)) and node.table is not None:
+                uses[node.table] = uses.get(node.table, 0) + 1
+        names = sorted(uses, key=lambda name: -uses[name])
+        if len(names) <= self.config.table_slots:
+            return names
+        return names[: max(0, self.config.table_slots - 2)]
 
     # Emission ------------------------------------------------------------------------------------
 
@@ -183,8 +269,8 @@ class Lowering:
         fields: dict[str, int],
         registers: dict[str, Registers] | None = None,
         *,
-        reads: tuple[Region, ...] = (),
-        writes: tuple[Region, ...] = (),
+        reads: Sequence[Region] = (),
+        writes: Sequence[Region] = (),
         constant: bool = False,
         into: list[Step] | None = None,
     ) -> Step:
@@ -193,399 +279,243 @@ class Lowering:
         words = {opcode.field(name).word: int(r) for name, r in (registers or {}).items()}
         if len(words) != len(registers or {}):
             raise ValueError(f"{op}: two registers for one word")
-        step = Step(Instruction(op, fields, words), reads, writes, constant, self.label)
+        item = Instruction(op, fields, words)
+        work = cycles(item, self.config, self.context)
+        step = Step(item, tuple(reads), tuple(writes), constant, self.label, work)
         (self.steps if into is None else into).append(step)
         return step
 
-    def _load(
+    def constant(self, name: str, make: Callable[[], NDArray]) -> int:
+        """Byte address of a constant, which is made and placed when it is first asked for."""
+        if name not in self.memory.symbols:
+            self.memory.constant(name, make())
+        return self.memory.symbols[name].address
+
+    def load(
         self,
         space: LoadSpace,
         address: int,
         words: int,
         local: int,
-        region: Region,
         *,
+        rows: tuple[str, int] | None = None,
+        registers: dict[str, Registers] | None = None,
         into: list[Step] | None = None,
     ) -> None:
-        """Loads constants: ``words`` consecutive words."""
-        if words >= 1 << 16:
-            raise DoesNotFit(f"{self.label}: a load of {words} words is longer than 65535")
-        fields = {"space": space, "address": address, "words": words, "rows": 1, "local": local}
-        self.emit("load", fields, writes=(region,), constant=True, into=into)
+        """Loads consecutive words, in as many instructions as it takes.
 
-    def load_parameters(self, name: str, rows: np.ndarray) -> tuple[int, Region]:
-        """Brings parameter rows (blocks, D, 8) into the parameter memory; first row, region."""
-        address = self.memory.constant(name, rows)
-        ring = self._resident_parameters if self.resident else self._parameters
-        first = ring.take(len(rows))
-        region = Region("parameter", first, first + len(rows))
-        into = self.preload if self.resident else None
-        self._load(LoadSpace.PARAMETER, address, 8 * len(rows), 8 * first, region, into=into)
-        return first, region
-
-    def _load_table(self, name: str) -> tuple[int, Region]:
-        """Brings a function table into a slot; slot, region."""
-        if f"table {name}" in self.memory.symbols:
-            address = self.memory.symbols[f"table {name}"].address
-        else:
-            values = self.graph.constants[name].astype("<i2")
-            address = self.memory.constant(f"table {name}", values)
-        slot = self._tables.take(1)
-        region = Region("table", slot, slot + 1)
-        words = 1024 // self.config.dim
-        self._load(LoadSpace.TABLE, address, words, slot * words, region)
-        return slot, region
-
-    def accumulator(self, rows: int) -> int:
-        """Accumulator rows in alternating halves: one half drains while the other fills."""
-        self._half ^= 1
-        return self._accumulators[self._half].take(rows)
-
-    def hold_accumulator(self, rows: int) -> tuple[Ring, int]:
-        """Like ``_accumulator``, for results that collect over several instructions."""
-        self._half ^= 1
-        ring = self._accumulators[self._half]
-        return ring, ring.take(rows, hold=True)
-
-    def place(self, name: str) -> Placed:
-        placed = Placed(
-            self.pool.take(self._tensor_rows(name)),
-            self._layouts[name],
-            self.graph.tensors[name].bits,
-        )
-        self.placed[name] = placed
-        return placed
-
-    def _release(self, node: Node) -> None:
-        for name, last in self._last_use.items():
-            if last == node.name and name in self.placed:
-                self.pool.release(self.placed.pop(name).first)
-
-    # Nodes ---------------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        """Emits all nodes but the embedding, which the caller has placed (``place_input``)."""
-        for node in self.graph.nodes:
-            if isinstance(node, (Embedding, ArgMax)):
-                continue
-            if isinstance(node, Linear) and node.out in self._fused:
-                continue  # emitted by the node that reads it
-            self.label = node.name
-            getattr(self, f"_{type(node).__name__.lower()}")(node)
-            self._release(node)
-
-    def place_input(self, node: Embedding) -> Placed:
-        """Activation rows of the embedding's result."""
-        return self.place(node.out)
-
-    def _norm(self, node: Norm) -> None:
-        tensor = self.graph.tensors[node.x]
-        if tensor.channels > min(self.config.max_features, 4095):
-            raise DoesNotFit(
-                f"{node.name}: {tensor.channels} features are more than max_features "
-                f"{self.config.max_features} of the configuration"
+        ``rows``: what is written, a memory and its rows for each 8 words of parameters; by default
+        the words themselves. Without registers the words are constants.
+        """
+        name, per = rows or (space.name.lower(), 1)
+        for start in range(0, words, MAX_WORDS // 64 * 64):
+            part = min(words - start, MAX_WORDS // 64 * 64)
+            first = (local + start) // per
+            region = Region(name, first, first + -(-part // per))
+            self.emit(
+                "load",
+                {
+                    "space": space,
+                    "address": address + start * self.config.dim,
+                    "words": part,
+                    "rows": 1,
+                    "local": local + start,
+                },
+                registers,
+                writes=(region,),
+                constant=registers is None,
+                into=into,
             )
-        x, out = self.placed[node.x], self.place(node.out)
-        constants = self.graph.constants
-        rows = parameter_rows(
-            x.layout,
-            constants[node.bias],
-            constants[node.gain].view(np.uint16),
-            constants[node.shift],
-        )
-        param, region = self.load_parameters(f"{node.name} parameters", rows)
-        last = self._only_last_token(node)
-        count = 1 if last else self.tokens
-        offset = {"a": Registers.LAST} if last else {"rows": Registers.TOKENS}
-        self.emit(
-            "norm",
-            {
-                "a": x.first,
-                "a_stride": x.stride,
-                "d": out.first,
-                "d_stride": out.stride,
-                "rows": int(last),
-                "blocks": x.layout.blocks,
-                "d_wide": int(out.bits == 16),
-                "length": tensor.channels,
-                "param": param,
-                "center": int(node.center),
-                "eps": node.eps,
-                "eps_shift": node.eps_shift,
-            },
-            offset,
-            reads=(x.region(self.tokens), region),
-            writes=(out.region(count),),
-        )
 
-    def _only_last_token(self, node: Node) -> bool:
-        """Whether only the logits of the block's last token depend on this node."""
-        readers = self.graph.consumers(node.out)
-        return (
-            isinstance(node, Norm)
-            and len(readers) == 1
-            and isinstance(readers[0], Linear)
-            and readers[0].out == self.graph.logits
-        )
+    def parameters(self, name: str, make: Callable[[], NDArray[np.uint8]], rows: int):
+        """Brings parameter rows (blocks, D, 8) into the parameter memory; first row, region."""
+        address = self.constant(f"{name} parameters", make)
+        first, there = self._parameters.keep(name, rows)
+        if not there:
+            into = self.preload if self._parameters_stay else None
+            self.load(
+                LoadSpace.PARAMETER, address, 8 * rows, 8 * first, rows=("parameter", 8), into=into
+            )
+        return first, Region("parameter", first, first + rows)
 
-    def _linear(self, node: Linear) -> None:
-        out = self.place(node.out)
-        fields = {"d_wide": int(out.bits == 16)}
-        if node.out == self.graph.logits:
-            fields |= {"argmax": 1}
-        self._matmul_drain(node, out, fields)
-
-    def _rope(self, node: Rope) -> None:
-        out = self.place(node.out)
-        table = self.rope_table(node)
-        assert self.heads is not None
-        fields = {
-            "combine": Combine.ROPE,
-            "shift": node.shift,
-            "b": table.first,
-            "b_stride": self.heads.head_blocks * 4,
-            "b_period": self.heads.head_blocks,
-            "d_wide": int(out.bits == 16),
-        }
-        reads = (Region("activation", table.first, table.first + self._rope_rows()),)
-        self._binary(node, node.x, out, fields, reads)
-
-    def _add(self, node: Add) -> None:
-        out = self.place(node.out)
-        a, b, mult_a, mult_b = node.a, node.b, node.mult_a, node.mult_b
-        if self._fused.get(b) == node.name:
-            a, b, mult_a, mult_b = b, a, mult_b, mult_a
-        other = self.placed[b]
-        fields = {
-            "combine": Combine.ADD,
-            "shift": node.shift,
-            "mult_a": mult_a,
-            "mult_b": mult_b,
-            "b": other.first,
-            "b_stride": other.stride,
-            "b_wide": int(other.bits == 16),
-            "d_wide": int(out.bits == 16),
-        }
-        self._binary(node, a, out, fields, (other.region(self.tokens),))
-
-    def _multiply(self, node: Multiply) -> None:
-        out = self.place(node.out)
-        a, b = node.a, node.b
-        if self._fused.get(b) == node.name:
-            a, b = b, a
-        other = self.placed[b]
-        fields = {
-            "combine": Combine.MULTIPLY,
-            "shift": node.shift,
-            "mult_a": node.mult,
-            "b": other.first,
-            "b_stride": other.stride,
-            "b_wide": int(other.bits == 16),
-            "d_wide": int(out.bits == 16),
-        }
-        self._binary(node, a, out, fields, (other.region(self.tokens),))
-
-    def _lookup(self, node: Lookup) -> None:
-        out = self.place(node.out)
-        slot, region = self._load_table(node.table)
-        mode = TableMode.EXACT if node.exact else TableMode.INTERPOLATE
-        fields = {"table": mode, "slot": slot, "d_wide": int(out.bits == 16)}
-        self._vector(self.placed[node.x], out, fields, (region,))
-
-    def _binary(
-        self, node: Node, a: str, out: Placed, fields: dict[str, int], reads: tuple[Region, ...]
-    ) -> None:
-        """A vector instruction whose source A is a tensor, or a linear layer fused into it."""
-        if self._fused.get(a) == node.name:
-            linear = self.graph.producer(a)
-            assert isinstance(linear, Linear)
-            self._matmul_drain(linear, out, fields, reads)
+    def table(self, name: str) -> tuple[int, Region]:
+        """Brings a function table into a slot; slot, region."""
+        address = self.constant(f"table {name}", lambda: self.graph.constants[name].astype("<i2"))
+        words = 1024 // self.config.dim
+        into = None
+        if name in self._staying:
+            slot, there, into = self._staying.index(name), name in self._loaded, self.preload
+            self._loaded.add(name)
         else:
-            self._vector(self.placed[a], out, fields, reads)
+            slot, there = self._tables.keep(name, 1)
+        if not there:
+            self.load(
+                LoadSpace.TABLE, address, words, slot * words, rows=("table", words), into=into
+            )
+        return slot, Region("table", slot, slot + 1)
 
-    def _vector(
-        self, a: Placed, out: Placed, fields: dict[str, int], reads: tuple[Region, ...]
+    def stream(self, name: str, rows: int) -> tuple[int, bool]:
+        """First row of a region for weights that come and go, and whether they are there."""
+        if self._led is not None and self._led + rows <= self.leading.rows:
+            self._led += rows
+            return self.leading.take(rows), False
+        self._led = None
+        return self.weights.keep(name, rows)
+
+    def begin(self) -> None:
+        """Begins another body of steps, behind a fence: nothing but what stays is there."""
+        self.steps = []
+        for name in [name for name in self.placed if name not in self.keys]:
+            self.release(name)
+        for table in self.rope_tables.values():
+            self.pool.release(table.first)
+        self.rope_tables = {}
+        self._tables.forget()
+        self.weights.forget()
+        if not self._parameters_stay:
+            self._parameters.forget()
+        self._led = 0
+
+    # Places --------------------------------------------------------------------------------------
+
+    def accumulator(self) -> Ring:
+        """The halves of the accumulator in turns: one drains while the other fills."""
+        self._half ^= 1
+        return self.halves[self._half]
+
+    def place(self, name: str, span: Span, tokens: int | None = None) -> Place:
+        """Room for ``tokens`` tokens of a tensor (default: those of the span)."""
+        if name in self.placed:
+            return self.placed[name]
+        layout, bits = self.layouts[name], self.graph.tensors[name].bits
+        place: Place
+        if name in self.keys:
+            rows = self._tile_rows()
+            first = self._first_key + self._key_pool.take(rows * layout.blocks)
+            place = Stationary(first, layout, rows)
+        else:
+            count = span.count if tokens is None else tokens
+            first = self.pool.take(layout.blocks * bits // 8 * count)
+            place = Placed(first, layout, bits, count, span.first if tokens is None else 0)
+        self.placed[name] = place
+        return place
+
+    def at(self, name: str) -> Placed:
+        """A tensor that is in the activation memory."""
+        place = self.placed[name]
+        assert isinstance(place, Placed), name
+        return place
+
+    def release(self, name: str) -> None:
+        """Gives the room of a tensor back."""
+        place = self.placed.pop(name)
+        if isinstance(place, Stationary):
+            self._key_pool.release(place.first - self._first_key)
+        else:
+            self.pool.release(place.first)
+
+    def source(self, name: str, span: Span) -> Source:
+        """A span of a tensor for the vector unit."""
+        place = self.at(name)
+        return Source(place.row(span), place.stride, place.planes, place.region(span), place.format)
+
+    # Vector instructions -------------------------------------------------------------------------
+
+    def elementwise(
+        self,
+        fields: dict[str, int],
+        a: Source,
+        out: Place,
+        span: Span,
+        *,
+        b: Source | None = None,
+        param: tuple[int, Region] | None = None,
+        reads: Sequence[Region] = (),
+        first: int = 0,
+        blocks: int | None = None,
     ) -> None:
+        """A vector instruction for ``blocks`` blocks of ``out`` from block ``first`` on.
+
+        ``a`` begins with block ``first``, ``b`` and the parameters with block 0. Into the weight
+        memory it takes one instruction for each block, since a key block's tokens lie side by side;
+        but the blocks of one token without b and parameters can pass for rows.
+        """
+        count = out.layout.blocks - first if blocks is None else blocks
+        rows, registers = span.rows()
+        if isinstance(out, Stationary):
+            plain = b is None and param is None and out.rows < 1 << 12
+            if plain and span.count == 1 and not span.open:
+                self._key_rows_of_one(fields, a, out, span, reads)
+                return
+            if span.dynamic:
+                registers = registers | {"d": Registers.POSITION}
+        parts = [(first, count)]
+        if isinstance(out, Stationary):
+            parts = [(block, 1) for block in range(first, first + count)]
+        for block, length in parts:
+            values = {
+                "a": a.block(block - first),
+                "a_stride": a.stride,
+                "a_format": a.format,
+                "blocks": length,
+                "d_wide": int(out.bits == 16),
+                **fields,
+                **rows,
+            }
+            touched = [a.region, *reads]
+            if b is not None:
+                values |= {
+                    "b": b.block(block),
+                    "b_stride": b.stride,
+                    "b_period": b.period if length > 1 else 0,
+                    "b_wide": int(b.format == Format.INT16),
+                }
+                touched.append(b.region)
+            if param is not None:
+                values |= {"scale": 1, "param": param[0] + block}
+                touched.append(param[1])
+            if isinstance(out, Stationary):
+                values |= {"d": out.row(block, span), "d_stride": 1, "d_weight": 1}
+                written = out.block(block)
+                if not span.dynamic:
+                    written = Region("weight", values["d"], values["d"] + span.count)
+            else:
+                values |= {"d": out.row(span) + block * out.planes, "d_stride": out.stride}
+                written = out.region(span)
+            self.emit("vector", values, registers, reads=touched, writes=(written,))
+
+    def _key_rows_of_one(
+        self,
+        fields: dict[str, int],
+        a: Source,
+        out: Stationary,
+        span: Span,
+        reads: Sequence[Region],
+    ) -> None:
+        """All blocks of one token of keys or values, a row of the instruction each."""
         self.emit(
             "vector",
             {
-                "a": a.first,
-                "a_stride": a.stride,
+                "a": a.block(0),
+                "a_stride": a.step,
                 "a_format": a.format,
-                "d": out.first,
-                "d_stride": out.stride,
-                "blocks": out.layout.blocks,
+                "blocks": 1,
+                "rows": out.layout.blocks,
+                "d": out.row(0, span),
+                "d_stride": out.rows,
+                "d_weight": 1,
                 **fields,
             },
-            {"rows": Registers.TOKENS},
-            reads=(a.region(self.tokens), *reads),
-            writes=(out.region(self.tokens),),
+            {"d": Registers.POSITION} if span.dynamic else {},
+            reads=(a.region, *reads),
+            writes=(out.block(0, out.layout.blocks),),
         )
 
-    def _matmul_drain(
-        self,
-        node: Linear,
-        out: Placed,
-        fields: dict[str, int],
-        reads: tuple[Region, ...] = (),
-    ) -> None:
-        """A linear layer: weights in chunks of output tiles, each multiplied, then drained."""
-        d = self.config.dim
-        x = self.placed[node.x]
-        layout = self._layouts[node.out]
-        constants = self.graph.constants
-        # Groups of four bits are expanded here: the machine has no load that does.
-        tiles = weight_rows(int8_weight(self.graph, node), x.layout, layout)
-        address = self.memory.constant(f"{node.name} weights", tiles)
-        param, param_region = self.load_parameters(
-            f"{node.name} parameters",
-            parameter_rows(
-                layout, constants[node.bias], constants[node.mult], constants[node.shift]
-            ),
+
+def demand_features(config: Config, node: Node, channels: int) -> None:
+    """Raises ``DoesNotFit`` for rows that the norm unit cannot hold."""
+    if channels > min(config.max_features, 4095):
+        raise DoesNotFit(
+            f"{node.name}: {channels} features are more than max_features "
+            f"{config.max_features} of the configuration"
         )
-        table: tuple[Region, ...] = ()
-        if node.table is not None:
-            slot, region = self._load_table(node.table)
-            fields = fields | {"table": TableMode.INTERPOLATE, "slot": slot}
-            table = (region,)
-        last = node.out == self.graph.logits
-        count = 1 if last else self.tokens
-        rows = {} if last else {"rows": Registers.TOKENS}
-        k_tiles, chunk = x.layout.blocks, self._chunk(x.layout.blocks, layout.blocks, count)
-        for n in range(0, layout.blocks, chunk):
-            n_tiles = min(chunk, layout.blocks - n)
-            weight, weights = self._load_weights(
-                address + n * k_tiles * d * d, n_tiles * k_tiles * d
-            )
-            acc = self.accumulator(count * n_tiles)
-            accumulator = Region("accumulator", acc, acc + count * n_tiles)
-            self.emit(
-                "matmul",
-                {
-                    "act": x.first,
-                    "act_stride": x.stride,
-                    "k_tiles": k_tiles,
-                    "weight": weight,
-                    "n_tiles": n_tiles,
-                    "acc": acc,
-                    "acc_stride": n_tiles,
-                    "rows": int(last),
-                    "w_stride_n": k_tiles * d,
-                    "w_stride_k": d,
-                    "wide": int(x.bits == 16),
-                    "signed": 1,
-                },
-                {} if last else {"rows": Registers.TOKENS_16},
-                reads=(x.region(count), weights),
-                writes=(accumulator,),
-            )
-            more = dict(fields)
-            if "b" in fields and fields["combine"] != Combine.ROPE:
-                more["b"] += n * (1 + fields["b_wide"])
-            elif "b" in fields and n % fields["b_period"]:
-                raise Unsupported(f"{node.name}: RoPE on a head that is cut in chunks")
-            if "argmax" in fields:
-                channels = self.graph.tensors[node.out].channels
-                more |= {
-                    "restart": int(n == 0),
-                    "count": min(channels - n * d, n_tiles * d),
-                    "first": n * d,
-                }
-            self.emit(
-                "vector",
-                {
-                    "a": acc,
-                    "a_stride": n_tiles,
-                    "a_format": Format.ACC32,
-                    "d": out.first + n * out.planes,
-                    "d_stride": out.stride,
-                    "rows": int(last),
-                    "blocks": n_tiles,
-                    "scale": 1,
-                    "param": param + n,
-                    **more,
-                },
-                rows,
-                reads=(accumulator, param_region, *table, *reads),
-                writes=(out.region(count),),
-            )
-
-    def _chunk(self, k_tiles: int, n_tiles: int, tokens: int) -> int:
-        """Output tiles that are worked on at once: weights and accumulators are double-buffered."""
-        if self.resident:
-            weights = n_tiles
-        else:
-            free = (self.weights.stop - self.weights.start) // 3
-            weights = max(1, free // (k_tiles * self.config.dim))
-        accumulators = max(1, self.config.accumulator_rows // 4 // tokens)
-        chunk = min(weights, accumulators, n_tiles, 1023)
-        if self.heads is not None and chunk < n_tiles:
-            chunk = max(1, chunk // self.heads.head_blocks) * self.heads.head_blocks
-        return chunk
-
-    def _load_weights(self, address: int, rows: int) -> tuple[int, Region]:
-        ring = self._resident_weights if self.resident else self.weights
-        first = ring.take(rows)
-        region = Region("weight", first, first + rows)
-        into = self.preload if self.resident else None
-        for start in range(0, rows, 1 << 15):
-            part = min(rows - start, 1 << 15)
-            self._load(
-                LoadSpace.WEIGHT,
-                address + start * self.config.dim,
-                part,
-                first + start,
-                Region("weight", first + start, first + start + part),
-                into=into,
-            )
-        return first, region
-
-    # Attention -----------------------------------------------------------------------------------
-
-    def _rope_rows(self) -> int:
-        assert self.heads is not None
-        return self.tokens * self.heads.head_blocks * 4
-
-    def rope_row_bytes(self) -> int:
-        """Bytes of one position in a RoPE table."""
-        assert self.heads is not None
-        return self.heads.head_blocks * 4 * self.config.dim
-
-    def rope_table(self, node: Rope) -> Placed:
-        """The RoPE rows of the block's positions in the activation memory, loaded once a block."""
-        key = (node.cos, node.sin)
-        if key in self._rope_tables:
-            return self._rope_tables[key]
-        assert self.heads is not None
-        d, blocks = self.config.dim, self.heads.head_blocks
-        cos, sin = (
-            planes(self.heads.rotation(self.graph.constants[name][: self.context]), d).reshape(
-                self.context, blocks, 2, d
-            )
-            for name in key
-        )
-        # A block of tokens may read beyond the context: the table is longer than the caches.
-        rows = np.concatenate([cos, sin], axis=2)
-        pad = np.zeros((self.tokens, *rows.shape[1:]), dtype=rows.dtype)
-        address = self.memory.constant(f"rope {node.cos}", np.concatenate([rows, pad]))
-        words = self._rope_rows()
-        first = self.pool.take(words)
-        self.emit(
-            "load",
-            {
-                "space": LoadSpace.ACTIVATION,
-                "address": address,
-                "words": words,
-                "rows": 1,
-                "local": first,
-            },
-            {"address": Registers.ROPE_ROW},
-            writes=(Region("activation", first, first + words),),
-        )
-        placed = Placed(first, Layout(d, (0,) * (d * blocks)), 16)
-        self._rope_tables[key] = placed
-        return placed
-
-    def _attention(self, node: Attention) -> None:
-        assert self.heads is not None
-        AttentionLowering(self, self.heads).run(node)

@@ -2,15 +2,22 @@
 
 The lowering emits *steps*: an instruction with the regions that it reads and writes. Two passes
 follow. `prefetch` moves loads of constants ahead of the work that needs them, as far as the regions
-allow. `synchronize` finds every pair of steps on different units that touch the same region, at
-least one of them writing, and orders them by semaphores.
+allow and the bus can use. `synchronize` finds every pair of steps on different units that touch the
+same region, at least one of them writing, and orders them by semaphores.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from systolith.fixed import Int
 from systolith.isa import QUEUED, Instruction, Unit, semaphore
+
+DISPATCH = 8
+"""Cycles in which the sequencer puts one instruction into the queue of its unit."""
+_NEVER = -1
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Step:
     """One instruction, what it touches, and whose work it is.
 
     ``constant``: a load whose source never changes; it may be moved ahead. ``label``: the graph
-    node that the instruction belongs to. ``target``: for a branch, the step it goes to.
+    node that the instruction belongs to. ``cycles``: roughly how long its unit is busy with it.
+    ``target``: for a branch, the step it goes to.
     """
 
     instruction: Instruction
@@ -38,6 +46,7 @@ class Step:
     writes: tuple[Region, ...] = ()
     constant: bool = False
     label: str = ""
+    cycles: int = 0
     target: "Step | None" = field(default=None, repr=False)
 
     @property
@@ -45,63 +54,96 @@ class Step:
         return self.instruction.unit
 
 
-def conflict(first: Step, second: Step) -> bool:
-    """Whether two steps must keep their order."""
-    return any(
-        a.overlaps(b)
-        for mine, theirs in (
-            (first.writes, second.reads),
-            (first.writes, second.writes),
-            (first.reads, second.writes),
-        )
-        for a in mine
-        for b in theirs
-    )
+class Touches:
+    """For each row of each memory and each unit, a number that its last reader or writer left.
 
-
-def prefetch(steps: Sequence[Step], distance: int) -> list[Step]:
-    """Moves constant loads up to ``distance`` steps ahead, never past a conflict or a load.
-
-    Loads keep their order among themselves. Sequencer steps are passed, too: a load of constants
-    depends on no register.
+    Numbers must not decrease from note to note: indices of steps, or times.
     """
-    result: list[Step] = []
-    for step in steps:
-        place = len(result)
-        if step.constant:
-            floor = max(0, place - distance)
-            while place > floor:
-                previous = result[place - 1]
-                if previous.unit == Unit.LOAD or conflict(previous, step):
-                    break
-                place -= 1
-        result.insert(place, step)
-    return result
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, bool], Int] = {}
+
+    def _lines(self, region: Region, write: bool) -> Int:
+        """The numbers of every unit in the rows of a region, (units, rows)."""
+        key = region.space, write
+        rows = self._rows.get(key)
+        if rows is None or rows.shape[1] < region.stop:
+            grown = np.full((len(QUEUED), max(64, 2 * region.stop)), _NEVER, dtype=np.int64)
+            if rows is not None:
+                grown[:, : rows.shape[1]] = rows
+            rows = self._rows[key] = grown
+        return rows[:, region.start : region.stop]
+
+    def note(self, step: Step, number: int) -> None:
+        """Leaves ``number`` in all that the step touches."""
+        for regions, write in ((step.reads, False), (step.writes, True)):
+            for region in regions:
+                self._lines(region, write)[step.unit] = number
+
+    def latest(self, step: Step) -> Int:
+        """For each unit the largest number that a step in conflict with this one left, or -1."""
+        found = np.full(len(QUEUED), _NEVER, dtype=np.int64)
+        for regions, kinds in ((step.reads, (True,)), (step.writes, (True, False))):
+            for region in regions:
+                for write in kinds:
+                    lines = self._lines(region, write)
+                    if lines.shape[1]:
+                        found = np.maximum(found, lines.max(axis=1))
+        return found
 
 
-def prefetch_queued(steps: Sequence[Step], ahead: int) -> list[Step]:
-    """As ``prefetch``; a step is preceded by ``ahead`` later loads at most.
+def prefetch(steps: Sequence[Step], queue_depth: int) -> list[Step]:
+    """Moves constant loads ahead of the work before them, never past a conflict.
 
-    As many as fit into the queue of the load unit: with more, the sequencer would wait for room in
-    it instead of handing out work whose operands are there.
+    They keep their order among themselves; so do all other steps. A load goes where the sequencer
+    will be, by an estimate, when half a queue of loads before it has not begun: earlier it might
+    find the queue of the load unit full, and then the sequencer could not serve the other units.
     """
+    starts, floors = _estimate(steps)
+    others = [i for i, step in enumerate(steps) if not step.constant]
+    loads = [i for i, step in enumerate(steps) if step.constant]
+    # When a load may be queued: when the one half a queue before it has begun.
+    due = [0] * (queue_depth // 2) + [starts[i] for i in loads]
     result: list[Step] = []
-    before: list[int] = []
-    """Loads in front of each step of the result in program order."""
-    loads = 0
-    for step in steps:
-        place = len(result)
-        if step.constant:
-            while place > 0:
-                previous = result[place - 1]
-                late = loads >= before[place - 1] + ahead
-                if previous.unit == Unit.LOAD or late or conflict(previous, step):
-                    break
-                place -= 1
-        result.insert(place, step)
-        before.insert(place, loads)
-        loads += step.unit == Unit.LOAD
-    return result
+    queued: dict[Unit, list[int]] = defaultdict(list)
+    now = done = 0
+    for index in others:
+        unit = steps[index].unit
+        before = queued[unit]
+        if len(before) >= queue_depth:
+            now = max(now, before[-queue_depth])
+        while done < len(loads) and (
+            loads[done] < index or (due[done] <= now and floors[loads[done]] < index)
+        ):
+            result.append(steps[loads[done]])
+            now += DISPATCH
+            done += 1
+        result.append(steps[index])
+        now += DISPATCH
+        before.append(starts[index])
+    return result + [steps[i] for i in loads[done:]]
+
+
+def _estimate(steps: Sequence[Step]) -> tuple[list[int], list[int]]:
+    """For each step its start if units waited only for data, and the last step it conflicts with.
+
+    Loads of constants run on a clock of their own order: they are as early as the bus allows.
+    """
+    times, indices = Touches(), Touches()
+    free = dict.fromkeys(Unit, 0)
+    starts, floors = [], []
+    for index, step in enumerate(steps):
+        start = free[step.unit]
+        floor = _NEVER
+        if step.unit != Unit.SEQUENCER:
+            start = max(start, int(times.latest(step).max()))
+            floor = int(indices.latest(step).max())
+            times.note(step, start + step.cycles)
+            indices.note(step, index)
+        free[step.unit] = start + step.cycles
+        starts.append(start)
+        floors.append(floor)
+    return starts, floors
 
 
 def synchronize(steps: Sequence[Step]) -> list[Step]:
@@ -112,34 +154,21 @@ def synchronize(steps: Sequence[Step]) -> list[Step]:
     """
     signals = [0] * len(steps)
     waits = [0] * len(steps)
-    known = {(p, c): -1 for p in QUEUED for c in QUEUED if p != c}
-    # Regions that each unit has written and read so far, by memory, with the indices of the steps.
-    written: dict[tuple[Unit, str], list[tuple[int, Region]]] = defaultdict(list)
-    read: dict[tuple[Unit, str], list[tuple[int, Region]]] = defaultdict(list)
+    known = {(p, c): _NEVER for p in QUEUED for c in QUEUED if p != c}
+    touches = Touches()
     for index, step in enumerate(steps):
         if step.unit == Unit.SEQUENCER:
             continue
+        latest = touches.latest(step)
         for producer in QUEUED:
-            if producer == step.unit:
+            earlier = int(latest[producer])
+            if producer == step.unit or earlier <= known[producer, step.unit]:
                 continue
-            pair = (producer, step.unit)
-            latest = known[pair]
-            for history, regions in ((written, step.reads + step.writes), (read, step.writes)):
-                for region in regions:
-                    for earlier, other in reversed(history[producer, region.space]):
-                        if earlier <= latest:
-                            break
-                        if region.overlaps(other):
-                            latest = earlier
-                            break
-            if latest > known[pair]:
-                bit = 1 << semaphore(*pair)
-                signals[latest] |= bit
-                waits[index] |= bit
-                known[pair] = latest
-        for history, regions in ((written, step.writes), (read, step.reads)):
-            for region in regions:
-                history[step.unit, region.space].append((index, region))
+            bit = 1 << semaphore(producer, step.unit)
+            signals[earlier] |= bit
+            waits[index] |= bit
+            known[producer, step.unit] = earlier
+        touches.note(step, index)
     for step, wait, signal in zip(steps, waits, signals, strict=True):
         step.instruction = replace(step.instruction, wait=wait, signal=signal)
     return list(steps)

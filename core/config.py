@@ -32,6 +32,10 @@ class Config:
     """Rows of the activation memory. A power of two."""
     weight_rows: int = 8192
     """Rows of the weight memory. A power of two."""
+    weight_ports: int = 1
+    """W: weight rows that enter the array in a cycle, 1, 2 or 4: a tile takes D / W cycles to
+    enter. With more than one port the shortest pass of activations through a tile takes two cycles
+    instead of four, and the tiles of a program must start at multiples of ``dim`` rows."""
     accumulator_rows: int = 1024
     """Rows of the accumulator, in two banks of half the size. A power of two."""
     parameter_rows: int = 256
@@ -75,6 +79,7 @@ class Config:
             value = getattr(self, name)
             good = low <= value <= high and value & (value - 1) == 0
             check(name, good, f"a power of two from {low} to {high}")
+        check("weight_ports", self.weight_ports in (1, 2, 4), "one of 1, 2, 4")
         check("queue_depth", 2 <= self.queue_depth <= 64, "from 2 to 64")
         check("max_burst", 1 <= self.max_burst <= 256, "from 1 to 256")
         check("outstanding", 1 <= self.outstanding <= 16, "from 1 to 16")
@@ -122,6 +127,7 @@ PRESETS: dict[str, Config] = {
         weight_rows=65536,
         accumulator_rows=8192,
         parameter_rows=512,
+        table_slots=8,
         max_features=2048,
         outstanding=8,
     ),

@@ -1,8 +1,9 @@
 """Predicted array cycles of matrix products: what precision and shape cost.
 
-A tile of weights takes D cycles to enter the array at least, and a row of activations one cycle for
-each of its byte planes; tiles follow each other without a bubble (see docs/performance.md). What
-waits for memory or for the vector unit is not in these numbers.
+A tile of weights takes D / W cycles to enter the array by W weight ports, and a row of activations
+one cycle for each of its byte planes, four for each plane at least (two with more than one port);
+tiles follow each other without a bubble (see docs/performance.md). What waits for memory or for
+the vector unit is not in these numbers.
 """
 
 from systolith.graph import Attention, Graph, Linear
@@ -11,10 +12,18 @@ DIM = 16
 """Rows and columns of the array that costs are told for, unless said otherwise."""
 
 
-def product_cycles(rows: int, inputs: int, outputs: int, planes: int = 1, dim: int = DIM) -> int:
+def product_cycles(
+    rows: int,
+    inputs: int,
+    outputs: int,
+    planes: int = 1,
+    dim: int = DIM,
+    weight_ports: int = 1,
+) -> int:
     """Of ``rows`` rows of ``inputs`` channels, ``planes`` bytes each, to ``outputs`` channels."""
     tiles = -(-inputs // dim) * -(-outputs // dim)
-    return tiles * max(rows * planes, dim)
+    shortest = 4 if weight_ports == 1 else 2
+    return tiles * max(planes * max(rows, shortest), dim // weight_ports)
 
 
 def attention_cycles(
@@ -29,6 +38,7 @@ def attention_cycles(
     p_planes: int = 2,
     value_parts: int = 1,
     dim: int = DIM,
+    weight_ports: int = 1,
 ) -> int:
     """Of all scores and of all probabilities times values, for ``queries`` tokens and ``keys``.
 
@@ -36,13 +46,16 @@ def attention_cycles(
     of 8; the lower part of a value meets one plane of the probabilities.
     """
     rows = queries * (heads // kv_heads)
-    scores = product_cycles(rows, head_dim, keys, q_planes, dim) * key_parts
-    context = product_cycles(rows, keys, head_dim, p_planes, dim)
-    context += (value_parts - 1) * product_cycles(rows, keys, head_dim, 1, dim)
+    array = {"dim": dim, "weight_ports": weight_ports}
+    scores = product_cycles(rows, head_dim, keys, q_planes, **array) * key_parts
+    context = product_cycles(rows, keys, head_dim, p_planes, **array)
+    context += (value_parts - 1) * product_cycles(rows, keys, head_dim, 1, **array)
     return kv_heads * (scores + context)
 
 
-def array_cycles(graph: Graph, tokens: int, dim: int = DIM) -> dict[str, int]:
+def array_cycles(
+    graph: Graph, tokens: int, dim: int = DIM, weight_ports: int = 1
+) -> dict[str, int]:
     """For each `Linear` and `Attention` by name, one block of ``tokens`` from an empty cache."""
     found = {}
     for node in graph.nodes:
@@ -50,7 +63,9 @@ def array_cycles(graph: Graph, tokens: int, dim: int = DIM) -> dict[str, int]:
             case Linear():
                 x = graph.tensors[node.x]
                 outputs = graph.tensors[node.out].channels
-                found[node.name] = product_cycles(tokens, x.channels, outputs, x.bits // 8, dim)
+                found[node.name] = product_cycles(
+                    tokens, x.channels, outputs, x.bits // 8, dim, weight_ports
+                )
             case Attention():
                 found[node.name] = attention_cycles(
                     node.heads,
@@ -63,5 +78,6 @@ def array_cycles(graph: Graph, tokens: int, dim: int = DIM) -> dict[str, int]:
                     p_planes=node.probability_bits // 8,
                     value_parts=1 if node.v_low is None else 2,
                     dim=dim,
+                    weight_ports=weight_ports,
                 )
     return found

@@ -2,13 +2,18 @@
 
 from itertools import pairwise
 
-from amaranth import Module, Mux, Shape, Signal, signed
+from amaranth import Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
 from systolith.hdl.layouts import ReadPort, acc_row, bits_for_rows
+
+
+def minimum_pass(config: Config) -> int:
+    """Cycles that a pass takes at least, so that updates of a row are far enough apart."""
+    return 4 if config.weight_ports == 1 else 2
 
 
 class Accumulator(wiring.Component):
@@ -18,8 +23,10 @@ class Accumulator(wiring.Component):
     in ``lanes`` become ``(overwrite ? 0 : old) + (sums << (shift ? 8 : 0))`` modulo 2**32, the
     others keep what they hold. An update presented (with its address) in cycle t is written in
     cycle ``t + WRITE``, with ``wrote`` high, and seen by reads accepted from ``t + WRITE + 1`` on,
-    be they updates' own reads or the reader's. Updates of one row must therefore be ``DISTANCE`` =
-    4 cycles apart or more, unless the later one overwrites: there is no forwarding.
+    be they updates' own reads or the reader's. Updates of one row must therefore be ``distance``
+    cycles apart or more, unless the later one overwrites: 4 with one weight port. With more, where
+    a tile of few rows would wait for it, results are forwarded to updates that come two or three
+    cycles later, and it is 2.
 
     The reader shares the banks' read ports. ``read.ready`` is low in a cycle in which an update
     that does not overwrite reads the bank of ``read.addr`` (combinational from ``read.addr`` and
@@ -43,12 +50,12 @@ class Accumulator(wiring.Component):
 
     LEAD = 2
     WRITE = 3
-    DISTANCE = 4
 
     def __init__(self, config: Config, sum_shape: Shape) -> None:
         if not sum_shape.signed or sum_shape.width > 32:
             raise ValueError(f"Sum shape must be signed, of at most 32 bits, not {sum_shape!r}")
         self.config = config
+        self.distance = minimum_pass(config)
         self.bits = bits_for_rows(config.accumulator_rows)
         super().__init__(
             {
@@ -111,13 +118,49 @@ class Accumulator(wiring.Component):
         m.d.sync += read_bank.eq(self.read.addr[-1])
         old = Signal(shape, reset_less=True)
         m.d.comb += self.wrote.eq(valid[-1])
+        forwarded = self._forward(m, valid, address, lanes, result) if self.distance == 2 else None
         for i in range(dim):
             m.d.comb += self.read.data[i].eq(Mux(read_bank, rows[1][i], rows[0][i]))
             # Zero by the register's own reset: no gate between the block RAM and the register.
-            m.d.sync += old[i].eq(Mux(address[1][-1], rows[1][i], rows[0][i]))
+            held = Mux(address[1][-1], rows[1][i], rows[0][i])
+            if forwarded is not None:
+                held = Mux(forwarded[i].valid, forwarded[i].value, held)
+            m.d.sync += old[i].eq(held)
             with m.If(overwrite):
                 m.d.sync += old[i].eq(0)
             addend = Signal(signed(32), name=f"addend_{i}")
             m.d.comb += addend.eq(Mux(shift[2], self.sums[i] << 8, self.sums[i]))
             m.d.sync += result[i].eq(old[i] + addend)
         return m
+
+    def _forward(
+        self,
+        m: Module,
+        valid: list[Signal],
+        address: list[Signal],
+        lanes: list[Signal],
+        result: data.View,
+    ) -> data.View:
+        """For each lane the result that memory does not give yet to the update in stage 1.
+
+        The update two cycles ahead is in its last stage then, the one three cycles ahead is past
+        it. Rows are compared a cycle before, so that the comparison is not in the way.
+        """
+        dim = self.config.dim
+        lane = data.StructLayout({"value": signed(32), "valid": 1})
+        forwarded = Signal(data.ArrayLayout(lane, dim))
+        near, far = Signal(), Signal()
+        past, past_lanes = Signal(result.shape(), reset_less=True), Signal(dim)
+        m.d.sync += [
+            near.eq(valid[2] & (address[0] == address[2])),
+            far.eq(valid[3] & (address[0] == address[3])),
+            Value.cast(past).eq(Value.cast(result)),
+            past_lanes.eq(lanes[3]),
+        ]
+        for i in range(dim):
+            from_near, from_far = near & lanes[3][i], far & past_lanes[i]
+            m.d.comb += [
+                forwarded[i].value.eq(Mux(from_near, result[i], past[i])),
+                forwarded[i].valid.eq(from_near | from_far),
+            ]
+        return forwarded

@@ -7,7 +7,9 @@
 The loader holds one tile ahead of the streamer: the tile whose weights are, or come, in the shadow
 registers. The streamer takes it over with the swap, in the last cycle of the tile before, and the
 loader may start on the next one, which the walker has ready by then, be it of the same instruction
-or of the next. So a tile takes ``max(passes * max(rows, 4), D)`` cycles and nothing in between.
+or of the next. So a tile takes ``max(passes * max(rows, S), D / W)`` cycles and nothing in between,
+where the shortest pass S is 4 with W = 1 weight port and 2 with more: with D = 16 and W = 4 a tile
+that meets one row of either 8 or 16 bits takes four.
 """
 
 from amaranth import Module, Mux, Signal, Value
@@ -28,10 +30,11 @@ from systolith.hdl.weight_loader import WeightLoader
 class MatmulUnit(wiring.Component):
     """Executes ``matmul`` instructions; ``golden.matmul`` of what the memories hold, bit for bit.
 
-    A tile takes exactly ``max(P, D)`` cycles, where P = passes * max(rows, 4) and a pass is one
-    plane of the activations; no cycle is lost between tiles, nor between instructions: a command is
-    accepted when the last tile of the one before begins to load. From the transfer of its command
-    to its ``done`` a single instruction of T tiles takes ``(T - 1) * max(P, D) + P + 2 D + 6``
+    A tile takes exactly ``max(P, D / W)`` cycles, where P = passes * max(rows, S), a pass is one
+    plane of the activations, W = ``weight_ports`` and S = ``minimum_pass`` (4 if W is 1, else 2);
+    no cycle is lost between tiles, nor between instructions: a command is accepted when the last
+    tile of the one before begins to load. From the transfer of its command
+    to its ``done`` a single instruction of T tiles takes ``(T - 1) * max(P, D / W) + P + 2 D + 6``
     cycles.
 
     Both memories must answer every read. Addresses wrap at the size of their memory. No instruction
@@ -42,7 +45,8 @@ class MatmulUnit(wiring.Component):
     -------
     commands, done, busy, error, error_code, error_pc
         ``UnitSignature``. ``done`` comes with the last accumulator write.
-    activation, weight : read ports of D bytes
+    activation : read port of D bytes
+    weight : array of W read ports of D bytes, of the banks of the weight memory
     read : read port of the accumulator for another unit, D x signed(32)
     streaming : out, 1
         An activation row is being read.
@@ -56,13 +60,17 @@ class MatmulUnit(wiring.Component):
         self.config = config
         activation_bits, weight_bits, accumulator_bits = (
             bits_for_rows(rows)
-            for rows in (config.activation_rows, config.weight_rows, config.accumulator_rows)
+            for rows in (
+                config.activation_rows,
+                config.weight_rows // config.weight_ports,
+                config.accumulator_rows,
+            )
         )
         super().__init__(
             {
                 **UnitSignature().members,
                 "activation": Out(ReadPort(activation_bits, row(config))),
-                "weight": Out(ReadPort(weight_bits, row(config))),
+                "weight": Out(ReadPort(weight_bits, row(config))).array(config.weight_ports),
                 "read": In(ReadPort(accumulator_bits, acc_row(config))),
                 "streaming": Out(1),
                 "waiting": Out(1),
@@ -75,17 +83,20 @@ class MatmulUnit(wiring.Component):
         m.submodules.walker = walker = TileWalker(self.config)
         m.submodules.loader = loader = WeightLoader(self.config)
         m.submodules.streamer = streamer = RowStreamer(self.config)
-        m.submodules.array = array = SystolicArray(self.config.dim)
+        m.submodules.array = array = SystolicArray(
+            self.config.dim, self.config.weight_ports
+        )
         m.submodules.accumulator = accumulator = Accumulator(self.config, array.sum_shape)
 
         connect(m, flipped(self.commands), walker.commands)
         connect(m, walker.tiles, loader.tiles)
         connect(m, loader.loaded, streamer.loaded)
-        connect(m, loader.weight, flipped(self.weight))
+        for port, memory in enumerate(self.weight):
+            connect(m, loader.weight[port], flipped(memory))
+            for i in range(self.config.dim):
+                m.d.comb += array.weights[port][i].eq(memory.data[i].as_signed())
         connect(m, streamer.activation, flipped(self.activation))
         connect(m, flipped(self.read), accumulator.read)
-        for i in range(self.config.dim):
-            m.d.comb += array.weights[i].eq(self.weight.data[i].as_signed())
         m.d.comb += [
             array.load.eq(loader.load),
             array.index.eq(loader.index),
@@ -109,7 +120,8 @@ class MatmulUnit(wiring.Component):
             accumulator.lanes.eq(updates.o.lanes),
         ]
 
-        under_way = Signal(4)  # one each in walker, loader and streamer, at most 3 behind them
+        # One each in walker, loader and streamer, and behind them at most (2 D + 6) / (D / W).
+        under_way = Signal(4)
         m.d.sync += under_way.eq(
             under_way + (self.commands.valid & self.commands.ready) - self.done
         )

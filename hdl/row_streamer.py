@@ -5,22 +5,20 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
-from systolith.hdl.accumulator import Accumulator
+from systolith.hdl.accumulator import minimum_pass
 from systolith.hdl.layouts import ReadPort, bits_for_rows, row
 from systolith.hdl.pe import ACTIVATION
 from systolith.hdl.pipeline import delay
 from systolith.hdl.tile_walker import tile_layout
-
-MINIMUM_PASS = Accumulator.DISTANCE
-"""Cycles that a pass takes at least: the accumulator's update of a row must not meet the next."""
 
 
 class RowStreamer(wiring.Component):
     """Swaps a tile in and reads its activation rows, plane by plane, one row a cycle.
 
     A tile is taken in the last cycle of the one before, or when there is none; that cycle is the
-    swap's. Each pass (one plane) then takes ``max(rows, 4)`` cycles, of which the first ``rows``
-    read a row. ``activations`` and ``swap`` are two cycles behind, ready for the array.
+    swap's. Each pass (one plane) then takes ``max(rows, minimum_pass(config))`` cycles, of which
+    the first ``rows`` read a row: the accumulator's update of a row must not meet the next.
+    ``activations`` and ``swap`` are two cycles behind, ready for the array.
 
     Members
     -------
@@ -64,13 +62,15 @@ class RowStreamer(wiring.Component):
         address, second = Signal.like(tile.act), Signal.like(tile.act)
         acc = Signal.like(tile.acc)
         plane, left, pass_last = Signal(), Signal(16), Signal()
-        # A pass of fewer rows than MINIMUM_PASS; its four cycles bring the step back to 0.
-        short, step = Signal(), Signal(2)
+        # A pass of fewer rows than the minimum, a power of two, whose cycles bring the step to 0.
+        minimum = minimum_pass(self.config)
+        bits = minimum.bit_length() - 1
+        short, step = Signal(), Signal(bits)
 
         def cycles(rows: Value) -> Value:
-            """The larger of the rows and MINIMUM_PASS = 4."""
-            few = ~rows[2:].any()
-            return Cat(rows[:2] & ~few.replicate(2), rows[2] | few, rows[3:])
+            """The larger of the rows and the minimum."""
+            few = ~rows[bits:].any()
+            return Cat(rows[:bits] & ~few.replicate(bits), rows[bits] | few, rows[bits + 1 :])
 
         pass_end, tile_end, take = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -104,13 +104,13 @@ class RowStreamer(wiring.Component):
                 pass_last.eq(0),
                 step.eq(0),
                 plane.eq(0),
-                short.eq(coming.rows < MINIMUM_PASS),
+                short.eq(coming.rows < minimum),
                 address.eq(coming.act),
                 second.eq(coming.act + 1),
                 acc.eq(coming.acc),
             ]
         m.d.comb += [
-            self.valid.eq(self.active & (~short | (step < tile.rows[:2]))),
+            self.valid.eq(self.active & (~short | (step < tile.rows[:bits]))),
             self.last.eq(tile_end & tile.last),
             self.activation.en.eq(self.valid),
             self.activation.addr.eq(address),

@@ -10,7 +10,7 @@ with two read ports is built by the tools as two copies of the same block RAM. T
 it costs memory, and no conflict can ever stall the array.
 """
 
-from amaranth import Cat, Module, Mux, Signal, Value, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -212,23 +212,27 @@ def _select_row(m: Module, port, line_data: Value) -> None:
 
 
 class WeightMemory(wiring.Component):
-    """``weight_rows`` rows of D bytes; reads take one cycle and never wait.
+    """``weight_rows`` rows of D bytes in W banks; reads take one cycle and never wait.
+
+    Of each D rows, which a tile of weights may be, bank p has rows p D / W to (p + 1) D / W - 1. A
+    write goes to one row of one bank, so one row a cycle is written.
 
     Members
     -------
     load : write port, whole rows
     vector : write port with one mask bit a byte
-    matmul : read port
+    matmul : array of W read ports, of the banks
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         bits = bits_for_rows(config.weight_rows)
+        bank_bits = bits_for_rows(config.weight_rows // config.weight_ports)
         super().__init__(
             {
                 "load": In(WritePort(bits, row(config), 1)),
                 "vector": In(WritePort(bits, row(config), config.dim)),
-                "matmul": In(ReadPort(bits, row(config))),
+                "matmul": In(ReadPort(bank_bits, row(config))).array(config.weight_ports),
             }
         )
 
@@ -236,13 +240,10 @@ class WeightMemory(wiring.Component):
         m = Module()
         config = self.config
         bits = bits_for_rows(config.weight_rows)
-        m.submodules.memory = memory = Memory(
-            shape=row(config), depth=config.weight_rows, init=[], attrs=NO_COLLISIONS
-        )
+        ports = config.weight_ports
         m.submodules.writes = writes = SharedWritePort(bits, row(config), config.dim)
         word, block = writes.writers
         connect(m, block, flipped(self.vector))
-        write, read = memory.write_port(granularity=1), memory.read_port()
         m.d.comb += [
             word.en.eq(self.load.en),
             word.addr.eq(self.load.addr),
@@ -250,14 +251,26 @@ class WeightMemory(wiring.Component):
             Value.cast(word.data).eq(Value.cast(self.load.data)),
             self.load.ready.eq(word.ready),
             writes.memory.ready.eq(1),
-            write.addr.eq(writes.memory.addr),
-            Value.cast(write.data).eq(Value.cast(writes.memory.data)),
-            write.en.eq(writes.memory.mask & writes.memory.en.replicate(config.dim)),
-            read.en.eq(self.matmul.en),
-            read.addr.eq(self.matmul.addr),
-            self.matmul.ready.eq(1),
-            Value.cast(self.matmul.data).eq(Value.cast(read.data)),
         ]
+        # Row address: tile, bank, row of the tile in the bank.
+        low, high = bits_for_rows(config.dim // ports), bits_for_rows(config.dim)
+        address = writes.memory.addr
+        for bank, port in enumerate(self.matmul):
+            m.submodules[f"bank_{bank}"] = memory = Memory(
+                shape=row(config), depth=config.weight_rows // ports, init=[], attrs=NO_COLLISIONS
+            )
+            write, read = memory.write_port(granularity=1), memory.read_port()
+            chosen = (address[low:high] == bank) if ports > 1 else Const(1, 1)
+            enable = writes.memory.en & chosen
+            m.d.comb += [
+                write.addr.eq(Cat(address[:low], address[high:])),
+                Value.cast(write.data).eq(Value.cast(writes.memory.data)),
+                write.en.eq(writes.memory.mask & enable.replicate(config.dim)),
+                read.en.eq(port.en),
+                read.addr.eq(port.addr),
+                port.ready.eq(1),
+                Value.cast(port.data).eq(Value.cast(read.data)),
+            ]
         return m
 
 
@@ -322,7 +335,8 @@ class Scratchpad(wiring.Component):
     writes : stream of ``load_write``, accepted at one word a cycle but for turns of the vector unit
     activation_write, weight_write : write ports of the vector unit
     table_write : write port of the function tables, which are in the vector unit
-    matmul_activation, matmul_weight : read ports that never wait
+    matmul_activation : read port that never waits
+    matmul_weight : array of W read ports that never wait, of the banks of the weight memory
     vector_activation, store_activation : read ports that share a memory port
     vector_parameter : read port that never waits
     """
@@ -330,6 +344,7 @@ class Scratchpad(wiring.Component):
     def __init__(self, config: Config) -> None:
         self.config = config
         rows, weights = bits_for_rows(config.activation_rows), bits_for_rows(config.weight_rows)
+        bank = bits_for_rows(config.weight_rows // config.weight_ports)
         parameters = data.ArrayLayout(PARAMETER, config.lanes)
         super().__init__(
             {
@@ -338,7 +353,7 @@ class Scratchpad(wiring.Component):
                 "weight_write": In(WritePort(weights, row(config), config.dim)),
                 "table_write": Out(WritePort(table_bits(config), row(config), 1)),
                 "matmul_activation": In(ReadPort(rows, row(config))),
-                "matmul_weight": In(ReadPort(weights, row(config))),
+                "matmul_weight": In(ReadPort(bank, row(config))).array(config.weight_ports),
                 "vector_activation": In(ReadPort(rows - 1, line(config))),
                 "store_activation": In(ReadPort(rows, row(config))),
                 "vector_parameter": In(ReadPort(parameter_bits(config), parameters)),
@@ -353,7 +368,8 @@ class Scratchpad(wiring.Component):
         connect(m, flipped(self.activation_write), activations.vector_write)
         connect(m, flipped(self.weight_write), weights.vector)
         connect(m, flipped(self.matmul_activation), activations.matmul)
-        connect(m, flipped(self.matmul_weight), weights.matmul)
+        for outside, inside in zip(self.matmul_weight, weights.matmul, strict=True):
+            connect(m, flipped(outside), inside)
         connect(m, flipped(self.vector_activation), activations.vector)
         connect(m, flipped(self.store_activation), activations.store)
         connect(m, flipped(self.vector_parameter), parameters.vector)

@@ -133,7 +133,8 @@ class Systolith(wiring.Component):
         # Local memories.
         connect(m, load.writes, scratchpad.writes)
         connect(m, matmul.activation, scratchpad.matmul_activation)
-        connect(m, matmul.weight, scratchpad.matmul_weight)
+        for reader, bank in zip(matmul.weight, scratchpad.matmul_weight, strict=True):
+            connect(m, reader, bank)
         connect(m, vector.activation, scratchpad.vector_activation)
         connect(m, vector.activation_write, scratchpad.activation_write)
         connect(m, vector.weight_write, scratchpad.weight_write)

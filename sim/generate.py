@@ -5,23 +5,36 @@
 - ``rtl``: the Verilog of the machine executes it, under Verilator.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from systolith.compiler.decoder import NO_STOP, compile_decoder, logits, set_prompt
+from systolith.compiler.decoder import (
+    NO_STOP,
+    STOP_WORD,
+    compile_decoder,
+    logit_rows,
+    logits,
+    set_prompt,
+)
+from systolith.compiler.timeline import Timeline
+from systolith.compiler.timing import Memory
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.fixed import Int
 from systolith.forward import IntegerModel
 from systolith.graph import Graph
 from systolith.program import Program
+from systolith.sim.profile import predicted_run
+from systolith.sim.writer import Request, Writer
 
 BACKENDS = ("golden", "machine", "rtl")
 LATENCY = 40
 """Cycles from a read request to the first data beat of the simulated memory."""
+
+OnToken = Callable[[int], None]
 
 
 class Mismatch(UserError):
@@ -32,17 +45,23 @@ class Mismatch(UserError):
 class Generation:
     """A generated text.
 
-    ``tokens``: prompt and text. ``logits``: (new tokens, vocabulary) int16, row i chose new token
-    i. ``counters``: the machine's registers (rtl). ``simulated``, ``seconds``: clock cycles and
-    wall time of the simulation.
+    ``prompt``: tokens of the prompt; ``tokens``: prompt and text. ``logits``: (new tokens,
+    vocabulary) int16, row i chose new token i. ``end``: see ``Request.end``. ``counters``: the
+    machine's registers (rtl). ``simulated``, ``seconds``: clock cycles and wall time of the
+    simulation; ``waves``: the file of its waveform. ``timelines``: the run, measured and predicted,
+    by these names, if it was traced; ``labels``: of the program's instructions.
     """
 
     prompt: int
     tokens: list[int]
     logits: Int
+    end: str = "tokens"
     counters: dict[str, int] = field(default_factory=dict)
     simulated: int = 0
     seconds: float = 0.0
+    waves: Path | None = None
+    timelines: dict[str, Timeline] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
 
     @property
     def new(self) -> int:
@@ -50,118 +69,161 @@ class Generation:
         return len(self.tokens) - self.prompt
 
 
-def check_length(context: int, prompt: Sequence[int], tokens: int) -> None:
-    """Raises ``UserError`` where the prompt and ``tokens`` new ones do not fit into the context."""
-    if not prompt:
-        raise UserError("The prompt is empty: give some text")
-    if tokens < 1:
-        raise UserError(f"The number of tokens must be at least 1, not {tokens}")
-    if len(prompt) + tokens > context + 1:
-        raise UserError(
-            f"The prompt has {len(prompt)} tokens and {tokens} more are asked for, which is beyond "
-            f"the context of {context}: shorten the prompt or ask for fewer"
-        )
+def logits_scale(graph: Graph) -> float:
+    """The unit of a language model's logits."""
+    return graph.tensors[graph.logits].scale[0]
 
 
 def integer_text(
-    graph: Graph,
-    prompt: Sequence[int],
-    tokens: int,
-    stop: int = NO_STOP,
-    on_token: Callable[[int], None] | None = None,
+    graph: Graph, request: Request, on_token: OnToken | None = None, context: int | None = None
 ) -> Generation:
-    """Greedy text by the integer forward."""
-    check_length(graph.context, prompt, tokens)
-    model, text = IntegerModel(graph), list(prompt)
-    rows: list[Int] = []
-    block: Sequence[int] = prompt
-    while len(text) < len(prompt) + tokens:
-        rows.append(model.step(block)[-1])
-        text.append(int(np.argmax(rows[-1])))
-        block = text[-1:]
-        if on_token:
-            on_token(text[-1])
-        if text[-1] == stop:
-            break
-    return Generation(len(prompt), text, np.array(rows))
+    """Text by the integer forward; ``context``: a shorter one than the graph's."""
+    context = graph.context if context is None else context
+    writer = Writer(request, logits_scale(graph), context, on_token)
+    model = IntegerModel(graph)
+    rows = [model.step(request.prompt)[-1]]
+    writer.choose(rows[-1])
+    while not writer.finished:
+        rows.append(model.step(writer.text[-1:])[-1])
+        writer.choose(rows[-1])
+    end = request.end(writer.text, context)
+    return Generation(len(request.prompt), writer.text, np.array(rows), end)
+
+
+class _Dialogue:
+    """What the host does at the marks of a program that writes text.
+
+    Where the host chooses, it reads the row of logits that a mark is about, and answers with the
+    words that it writes: the token to stop at, if the text ends, before the token itself.
+    """
+
+    def __init__(self, program: Program, writer: Writer) -> None:
+        self.program, self.writer = program, writer
+        symbol = program.symbols["logits"]
+        self.row_bytes = symbol.shape[1]
+        self.first = symbol.address - 2 * self.row_bytes
+        """The row of a mark for n tokens is at ``first + n * row_bytes``."""
+
+    def token(self, mark: int) -> None:
+        """The device has written a token; the end of a program shows the last mark again."""
+        if mark >> 16 > len(self.writer.text):
+            self.writer.append(mark & 0xFFFF)
+
+    def answer(self, mark: int, raw: np.ndarray) -> list[tuple[int, bytes]]:
+        """Addresses and bytes to write, for a mark and the row of logits."""
+        count = mark >> 16
+        token = self.writer.choose(logit_rows(self.program, raw)[0])
+        word = token.to_bytes(4, "little")
+        symbols = self.program.symbols
+        stop = [(symbols["control"].address + STOP_WORD, word)] if self.writer.stopped else []
+        return [*stop, (symbols["tokens"].address + 4 * (count - 1), word)]
+
+    def in_memory(self, mark: int, memory: np.ndarray) -> None:
+        """Reads and answers in a memory, (bytes,) uint8."""
+        at = self.first + (mark >> 16) * self.row_bytes
+        for address, data in self.answer(mark, memory[at : at + self.row_bytes]):
+            memory[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
 
 def machine_text(
     program: Program,
-    prompt: Sequence[int],
-    tokens: int,
+    request: Request,
     backend: str,
-    stop: int = NO_STOP,
-    on_token: Callable[[int], None] | None = None,
+    on_token: OnToken | None = None,
     waves: Path | None = None,
+    trace: bool = False,
     **memory_settings: int,
 ) -> Generation:
-    """Greedy text by a compiled program, on the golden machine or on the RTL.
+    """Text by a compiled program, on the golden machine or on the RTL.
 
-    ``waves``: file for the waveform; ``memory_settings``: latency, bandwidth, … of the simulated
-    memory (both rtl).
+    ``waves``: file for the waveform; ``trace``: the result has timelines; ``memory_settings``:
+    latency, bandwidth, … of the simulated memory (all rtl).
     """
-    check_length(program.metadata["context"], prompt, tokens)
+    context = program.metadata["context"]
+    writer = Writer(request, program.metadata["logits_scale"], context, on_token)
+    dialogue = _Dialogue(program, writer)
+    asks = not request.device_chooses
+    stop = next(iter(request.stops), NO_STOP) if request.device_chooses else NO_STOP
     memory = program.memory()
-    set_prompt(program, memory, list(prompt), len(prompt) + tokens, stop)
-
-    seen = len(prompt)
-
-    def mark(value: int) -> None:
-        nonlocal seen
-        if on_token and value >> 16 > seen:  # the end of a program shows the last mark again
-            on_token(value & 0xFFFF)
-        seen = value >> 16
+    set_prompt(program, memory, list(request.prompt), writer.total, stop, host_chooses=asks)
 
     counters: dict[str, int] = {}
-    simulated, seconds = 0, 0.0
+    simulated, seconds, recorded = 0, 0.0, None
+    timelines: dict[str, Timeline] = {}
     if backend == "machine":
         from systolith.sim.machine import GoldenMachine
 
-        marks: list[int] = []
+        def mark(value: int) -> None:
+            if asks:
+                dialogue.in_memory(value, memory)
+            else:
+                dialogue.token(value)
 
-        def note(value: int) -> None:
-            marks.append(value)
-            mark(value)
-
-        GoldenMachine(program.config, memory, note).run()
-        end = marks[-1] >> 16
+        GoldenMachine(program.config, memory, mark).run()
     else:
-        from systolith.sim.machine_tb import MachineSim
+        from systolith.sim.machine_tb import MachineSim, Window, size_for
 
         settings = {"latency": LATENCY, **memory_settings}
-        machine = MachineSim(program.config, waves=waves is not None, **settings)
-        result = machine.run(memory, on_mark=mark, waves=waves)
-        memory, counters, end = result.memory, result.counters, result.mark >> 16
+        size = size_for(len(memory))
+        machine = MachineSim(
+            program.config, size_bytes=size, waves=waves is not None, **settings
+        )
+        window = Window(dialogue.first, dialogue.row_bytes, dialogue.answer) if asks else None
+        on_mark = None if asks else dialogue.token
+        if trace and not asks:  # what a host answers cannot be foretold
+            timelines["predicted"] = predicted_run(
+                program, memory, Memory.from_settings(settings)
+            )
+        result = machine.run(memory, on_mark=on_mark, window=window, waves=waves, trace=trace)
+        if result.timeline is not None:
+            measured = result.timeline
+            for line in timelines.values():
+                measured = measured.with_items(line)
+            timelines["measured"] = measured.with_code(program.code())
+        memory, counters = result.memory, result.counters
         simulated, seconds = result.simulated, result.seconds
-    text = program.read(memory, "tokens")[:end].tolist()
-    rows = logits(program, memory)[len(prompt) - 1 : end - 1]
-    return Generation(len(prompt), text, rows, counters, simulated, seconds)
+        if waves is not None:
+            recorded = waves.with_suffix(f".{machine.build.waves}")
+    count = len(writer.text)
+    text = program.read(memory, "tokens")[:count].tolist()
+    rows = logits(program, memory)[len(request.prompt) - 1 : count - 1]
+    end = request.end(text, context)
+    return Generation(
+        len(request.prompt),
+        text,
+        rows,
+        end,
+        counters,
+        simulated,
+        seconds,
+        recorded,
+        timelines,
+        program.metadata["labels"],
+    )
 
 
 def generate(
     graph: Graph,
     config: Config,
-    prompt: Sequence[int],
-    tokens: int,
+    request: Request,
     backend: str,
-    stop: int = NO_STOP,
-    on_token: Callable[[int], None] | None = None,
+    on_token: OnToken | None = None,
     waves: Path | None = None,
+    trace: bool = False,
     **memory_settings: int,
 ) -> Generation:
-    """Greedy text on ``backend``; on the machine and the RTL, every logit is checked.
+    """Text on ``backend``; on the machine and the RTL, every logit is checked.
 
     Raises ``Mismatch`` with the first position that differs from the integer forward.
     """
     if backend == "golden":
-        return integer_text(graph, prompt, tokens, stop, on_token)
-    check_length(graph.context, prompt, tokens)
+        return integer_text(graph, request, on_token)
+    request.total(graph.context)
     program = compile_decoder(graph, config)
     result = machine_text(
-        program, prompt, tokens, backend, stop, on_token, waves, **memory_settings
+        program, request, backend, on_token, waves, trace, **memory_settings
     )
-    compare(result, integer_text(graph, prompt, tokens, stop))
+    compare(result, integer_text(graph, request, context=program.metadata["context"]))
     return result
 
 

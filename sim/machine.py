@@ -219,6 +219,11 @@ class GoldenMachine:
         if g("mask_in"):
             act = act * lanes
         tile = g("weight") + n[:, None] * g("w_stride_n") + k * g("w_stride_k")
+        if self.config.weight_ports > 1 and (tile % d).any():
+            raise MachineError(
+                f"matmul: a tile of weights starts at row {tile[tile % d > 0][0]}, and with "
+                f"{self.config.weight_ports} weight ports it must be a multiple of {d}"
+            )
         stored = self.weight[(tile[..., None] + np.arange(d)) % len(self.weight)]  # n, k, row, lane
         order = (1, 3, 0, 2) if g("columns") else (1, 2, 0, 3)
         weights = stored.transpose(order).reshape(len(k) * d, len(n) * d)

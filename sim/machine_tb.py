@@ -15,23 +15,44 @@ import hashlib
 import importlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from systolith.compiler.timeline import Timeline
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.program import Program
 from systolith.registers import STATUS_DONE, Error
 from systolith.sim.build import Build, build, cache_directory
+from systolith.sim.issue_trace import INSIDE, PLUSARG, read_trace
 from systolith.sim.memory import AXI_MEMORY, SETTINGS, memory_top
 from systolith.sim.runner import run
 
 MEMORY_BYTES = 1 << 25
+
+
+def size_for(program_bytes: int) -> int:
+    """Bytes of a simulated memory for a program: a power of two, so that simulators are reused."""
+    return max(MEMORY_BYTES, 1 << (program_bytes - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the host reads at a mark, and what it writes then, before the machine goes on.
+
+    At the mark v it reads ``size`` bytes at ``first + (v >> 16) * size`` of the program's memory,
+    and writes what ``answer(v, bytes)`` returns: addresses and bytes, in this order.
+    """
+
+    first: int
+    size: int
+    answer: Callable[[int, NDArray[np.uint8]], list[tuple[int, bytes]]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,7 @@ class MachineResult:
     ``done``: the program reached ``halt``; else ``error`` and ``error_pc`` say what stopped it.
     ``memory``: (memory_bytes,) uint8 from BASE on. ``counters``: by the names in ``registers``.
     ``mark``: the last value marked. ``seconds``: wall-clock time of the run itself;
-    ``simulated``: clock cycles in it.
+    ``simulated``: clock cycles in it. ``timeline``: what was executed when, if asked for.
     """
 
     done: bool
@@ -72,6 +93,7 @@ class MachineResult:
     mark: int
     simulated: int
     seconds: float
+    timeline: Timeline | None = None
 
     @property
     def cycles_per_second(self) -> float:
@@ -131,7 +153,9 @@ class MachineSim:
     @functools.cached_property
     def build(self) -> Build:
         """The simulator, compiled if it is not in the cache."""
-        text, top = memory_top(verilog(self.config), "systolith", size_bytes=self.size_bytes)
+        text, top = memory_top(
+            verilog(self.config), "systolith", size_bytes=self.size_bytes, inside=INSIDE
+        )
         return build(text, top, sources=[AXI_MEMORY], waves=self.waves)
 
     def run(
@@ -142,17 +166,28 @@ class MachineSim:
         timeout_s: float = 3600,
         waves: Path | None = None,
         on_mark: Callable[[int], None] | None = None,
+        window: Window | None = None,
+        trace: bool = False,
         **options: Any,
     ) -> MachineResult:
         """Executes a program, or the memory contents that start with one, and waits for its end.
 
         ``options``: see ``Job``. ``on_mark`` is called while the simulation runs; a mark that
-        follows within some twenty cycles of another replaces it. ``check``: an error status raises
+        follows within some twenty cycles of another replaces it. ``window``: the host takes part at
+        each mark; the program must wait for it. ``trace``: the result says when each instruction
+        was queued, started and finished. ``check``: an error status raises
         ``MachineError``; otherwise it is in the result. A program that does not end within
         ``max_cycles`` raises ``BenchFailure``.
         """
         job = Job(program, **options)
-        (result,) = self.run_all([job], timeout_s=timeout_s, waves=waves, on_mark=on_mark)
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "trace.txt") if trace else None
+            (result,) = self.run_all(
+                [job], timeout_s=timeout_s, waves=waves, on_mark=on_mark, window=window, trace=log
+            )
+            if log is not None:
+                timeline = Timeline(read_trace(log), result.counters["CYCLES"], result.counters)
+                result = replace(result, timeline=timeline)
         if check and not result.done:
             raise MachineError(
                 f"The program stopped with error {result.error.name} at instruction "
@@ -167,8 +202,12 @@ class MachineSim:
         timeout_s: float = 3600,
         waves: Path | None = None,
         on_mark: Callable[[int], None] | None = None,
+        window: Window | None = None,
+        trace: Path | None = None,
     ) -> list[MachineResult]:
         """Executes several programs, one after another, on one machine.
+
+        ``trace``: file for the events of all of them, which ``issue_trace.read_trace`` reads.
 
         The memories inside keep what the program before left there. Behind an error the machine is
         reset by its register, and the next program must find it as good as new.
@@ -194,7 +233,8 @@ class MachineSim:
                     "watchdog": job.watchdog,
                     "max_cycles": job.max_cycles,
                     "reset_after": job.reset_after,
-                    "marks": on_mark is not None,
+                    "marks": on_mark is not None or window is not None,
+                    "window": None if window is None else [window.first, window.size],
                     "settings": {**dict.fromkeys(SETTINGS, 0), **self.settings, **job.settings},
                 }
             )
@@ -204,8 +244,10 @@ class MachineSim:
             {"jobs": arguments},
             files=files,
             progress=progress,
+            answer=None if window is None else functools.partial(_answer, window),
             timeout_s=timeout_s,
             waves=waves,
+            plusargs=[f"+{PLUSARG}={trace}"] if trace else [],
         )
         return results
 
@@ -221,6 +263,11 @@ class MachineSim:
                 f"has {self.size_bytes}: choose a larger size_bytes"
             )
         return memory
+
+
+def _answer(window: Window, question: dict[str, Any]) -> dict[str, Any]:
+    raw = np.frombuffer(bytes.fromhex(question["bytes"]), np.uint8)
+    return {"writes": [[at, data.hex()] for at, data in window.answer(question["mark"], raw)]}
 
 
 def _result(item: dict[str, Any]) -> MachineResult:

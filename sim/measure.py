@@ -43,7 +43,7 @@ def measure_gemm(
     """One result for each shape; with ``queue``, one for all of them in a row.
 
     ``cycles``: from the first matmul's start to the last accumulator write (scratchpad), or of the
-    whole program (dram). ``bound``: ⌈K/D⌉ ⌈N/D⌉ max(M, D), summed over a queue.
+    whole program (dram). ``bound``: ⌈K/D⌉ ⌈N/D⌉ max(M, D / W), summed over a queue.
     """
     machine = MachineSim(config, size_bytes=MEMORY_BYTES, **{"latency": 40, **memory_settings})
     groups = [shapes] if queue else [[shape] for shape in shapes]
@@ -72,7 +72,7 @@ def _gemm(
         for index, (shape, product) in enumerate(zip(shapes, expected, strict=True))
     )
     cycles = result.counters["MATMUL_SPAN" if source == "scratchpad" else "CYCLES"]
-    bound = sum(shape.bound(config.dim) for shape in shapes)
+    bound = sum(shape.bound(config.dim, config.weight_ports) for shape in shapes)
     first = shapes[0]
     names: dict[str, Any] = {"m": first.m, "n": first.n, "k": first.k}
     if len(shapes) > 1:

@@ -15,6 +15,7 @@ of `axi_memory.sv` on that master, and the clock. `AxiMemory` is the bench's han
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SETTINGS = (
     "stall_b", "stall_seed", "error_mode", "error_base", "error_size",
 )  # fmt: skip
 NEVER, SLVERR, DECERR = 1, 2, 3
+_LOADED, _DUMPED = "axi_memory_load.bin", "axi_memory_dump.bin"
 _CHANNELS = {1: "AR", 2: "AW", 3: "W"}
 _RULES = {
     1: "burst crosses 4 KiB",
@@ -48,6 +50,7 @@ def memory_top(
     prefix: str = "m_axi_",
     strict: bool = True,
     clock_inside: bool = True,
+    inside: Sequence[str] = (),
 ) -> tuple[str, str]:
     """Wrap `module` with a clock and a memory on its AXI master: (all the text, the new top).
 
@@ -56,6 +59,7 @@ def memory_top(
     module, `clk` and `self_clocked` as outputs, and the memory's controls and counters with `mem_`
     before their names. Compile it with `sources=[AXI_MEMORY]`. clock_inside: if not, `clk` is an
     input, for `runner.start()` to drive; cocotbext-axi on the module's other ports needs that.
+    inside: further lines of the top, in which the module is `dut`.
     """
     ports = {port.name: port for port in parse_ports(verilog, module)}
     bus = {
@@ -100,6 +104,7 @@ def memory_top(
         "  axi_memory #(" + ", ".join(f".{k}({v})" for k, v in parameters.items()) + ") memory (",
         ",\n".join(f"    .{inside}({name})" for inside, name in outside.items()),
         "  );",
+        *inside,
         "endmodule",
     ]
     return verilog + "\n" + "\n".join(lines) + "\n", f"memory_{module}"
@@ -133,17 +138,33 @@ class AxiMemory:
 
     async def load(self, data: bytes, address: int) -> None:
         """Put bytes into the memory; takes one clock cycle."""
-        Path("axi_memory_load.bin").write_bytes(data)
-        count = await self._transfer("load_go", address, len(data))
-        assert count == len(data), f"loaded {count} of {len(data)} bytes at {address:#x}"
+        Path(_LOADED).write_bytes(data)
+        await self._load(address, len(data))
+
+    async def load_file(self, path: Path, address: int) -> None:
+        """Put a file's bytes into the memory, 140 MB a second; takes one clock cycle."""
+        Path(_LOADED).unlink(missing_ok=True)
+        Path(_LOADED).symlink_to(path.resolve())
+        await self._load(address, path.stat().st_size)
+        Path(_LOADED).unlink()
+
+    async def _load(self, address: int, length: int) -> None:
+        count = await self._transfer("load_go", address, length)
+        assert count == length, f"loaded {count} of {length} bytes at {address:#x}"
 
     async def dump(self, address: int, length: int) -> bytes:
         """Bytes of the memory; takes one clock cycle."""
+        path = Path(_DUMPED)
+        await self.dump_file(path, address, length)
+        data = path.read_bytes()
+        path.unlink()
+        return data
+
+    async def dump_file(self, path: Path, address: int, length: int) -> None:
+        """Bytes of the memory to a file, 30 MB a second; takes one clock cycle."""
         count = await self._transfer("dump_go", address, length)
         assert count == length, f"dumped {count} of {length} bytes at {address:#x}"
-        data = Path("axi_memory_dump.bin").read_bytes()
-        os.unlink("axi_memory_dump.bin")
-        return data
+        os.replace(_DUMPED, path)
 
     async def _transfer(self, go: str, address: int, length: int) -> int:
         from cocotb.triggers import ReadOnly, RisingEdge

@@ -223,6 +223,9 @@ class _Builder:
         g = {"act_stride": 1, "w_stride_n": 1, "w_stride_k": 1} | fields
         g["act"] = int(self.rng.integers(self.config.activation_rows))
         g["weight"] = int(self.rng.integers(self.config.weight_rows))
+        if self.config.weight_ports > 1:  # tiles start at multiples of D rows
+            for name in ("weight", "w_stride_n", "w_stride_k"):
+                g[name] = g[name] // self.config.dim * self.config.dim
         self._emit_matmul(g)
 
     def _emit_matmul(self, g: dict[str, int]) -> None:

@@ -24,6 +24,9 @@ and in `sim/benches/counter.py`, inside the simulator:
         assert int(dut.count.value) == arguments()["cycles"], "first mismatch: ..."
         report({"count": int(dut.count.value)})
 
+A bench that needs something from its caller while it runs calls `ask(question)`, and goes on with
+what `run(..., answer=callback)` returns for it; simulated time stands still meanwhile.
+
 `bench` is the name of a module in systolith.sim.benches, a dotted module name, or the path of a .py
 file. A failed assertion, a crash, a time-out, no tests, or a missing results file raise
 `BenchFailure` with the assertion's text and the tail of the log, whose folder is then kept for
@@ -33,6 +36,7 @@ Speed: a running clock costs no Python, but every trigger that Python awaits doe
 large designs wait for an edge of a `done` port, not for every cycle. Figures stand in `start()`.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -41,9 +45,9 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
@@ -51,6 +55,9 @@ if TYPE_CHECKING:
 
 _RUN = "SYSTOLITH_RUN"  # inside the simulator: the folder of this run
 _POLL_S = 0.02
+_POLL_QUESTIONS_S = 0.001
+_ANSWERS = "answers"  # a named pipe in the folder of the run
+_QUESTION = "?"  # key of a question among the lines of progress
 _TAIL_LINES = 40
 
 
@@ -67,6 +74,7 @@ def run(
     seed: int = 0,
     timeout_s: float = 600,
     progress: Callable[[dict[str, Any]], None] | None = None,
+    answer: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     plusargs: Sequence[str] = (),
     files: Mapping[str, bytes] | None = None,
     directory: Path | None = None,
@@ -80,7 +88,9 @@ def run(
     seed: seeds Python's `random` in the simulator; `seed()` there returns it
     timeout_s: wall-clock limit, after which the simulator is killed and the run has failed
     progress: called in this process with each dictionary that the bench passes to `progress()`,
-    live plusargs: for $value$plusargs, for instance "+axi_memory_image=weights.bin"
+        live
+    answer: called with each dictionary that the bench passes to `ask()`; what it returns goes back
+    plusargs: for $value$plusargs, for instance "+axi_memory_image=weights.bin"
     files: written into the run's folder first, for instance memory images
     directory: the run's folder (kept). Default: a temporary one, kept only if the run fails
     test: run only the test function of this name. Default: all of the module's
@@ -94,7 +104,7 @@ def run(
         directory = Path(tempfile.mkdtemp(prefix=f"{build.top}-", dir=parent))
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("results.xml", "result.json", "progress.jsonl"):
+    for name in ("results.xml", "result.json", "progress.jsonl", _ANSWERS):
         (directory / name).unlink(missing_ok=True)
     for name, data in (files or {}).items():
         (directory / name).write_bytes(data)
@@ -107,7 +117,7 @@ def run(
     environment = _environment(build, bench, seed, directory)
     if test:
         environment["COCOTB_TEST_FILTER"] = rf"\.{re.escape(test)}$"
-    status = _simulate(command, environment, directory, timeout_s, progress)
+    status = _simulate(command, environment, directory, timeout_s, progress, answer)
     problem = _problem(directory, status)
     if problem:
         raise BenchFailure(
@@ -115,10 +125,10 @@ def run(
             f"--- end of {directory.name}/simulation.log ---\n{_tail(directory)}"
         )
     result = directory / "result.json"
-    answer = json.loads(result.read_text()) if result.exists() else {}
+    reported = json.loads(result.read_text()) if result.exists() else {}
     if not kept:
         shutil.rmtree(directory)
-    return answer
+    return reported
 
 
 def _simulate(
@@ -127,12 +137,18 @@ def _simulate(
     directory: Path,
     timeout_s: float,
     progress: Callable[[dict[str, Any]], None] | None,
+    answer: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> str:
     """Run the simulator to its end; returns "" or how it ended badly."""
     path = directory / "progress.jsonl"
     path.touch()
     deadline = time.monotonic() + timeout_s
-    with (directory / "simulation.log").open("w") as log, path.open() as lines:
+    poll = _POLL_S if answer is None else _POLL_QUESTIONS_S
+    with (
+        (directory / "simulation.log").open("w") as log,
+        path.open() as lines,
+        _pipe(directory / _ANSWERS) as answers,
+    ):
         process = subprocess.Popen(
             command, cwd=directory, env=dict(environment), stdout=log, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -141,16 +157,23 @@ def _simulate(
         try:
             while True:
                 ended = process.poll() is not None  # asked before reading: no line can be missed
-                pending += lines.read() if progress else ""
+                pending += lines.read()
                 *complete, pending = pending.split("\n")
                 for line in complete:
-                    if progress:
-                        progress(json.loads(line))
+                    item = json.loads(line)
+                    if _QUESTION not in item:
+                        if progress:
+                            progress(item)
+                    elif answer is None:
+                        return f"the bench asked {item[_QUESTION]}, and nobody answers"
+                    elif not ended:
+                        answers.write(_to_json(answer(item[_QUESTION])) + "\n")
+                        answers.flush()
                 if ended:
                     break
                 if time.monotonic() > deadline:
                     return f"the simulation did not end within {timeout_s:g} s"
-                with_timeout = min(_POLL_S, max(deadline - time.monotonic(), 0.001))
+                with_timeout = min(poll, max(deadline - time.monotonic(), 0.001))
                 try:
                     process.wait(with_timeout)
                 except subprocess.TimeoutExpired:
@@ -162,6 +185,17 @@ def _simulate(
     return (
         "" if process.returncode == 0 else f"the simulator ended with status {process.returncode}"
     )
+
+
+@contextlib.contextmanager
+def _pipe(path: Path) -> Iterator[TextIO]:
+    """A new named pipe, to write to. Open for reading, too: it does not wait for the bench."""
+    os.mkfifo(path)
+    with os.fdopen(os.open(path, os.O_RDWR), "w") as file:
+        try:
+            yield file
+        finally:
+            path.unlink()
 
 
 def _problem(directory: Path, status: str) -> str:
@@ -276,6 +310,20 @@ def progress(values: Mapping[str, Any]) -> None:
     """Pass a dictionary to the caller's `progress` callback now, while the simulation runs."""
     with (run_directory() / "progress.jsonl").open("a") as file:
         file.write(_to_json(dict(values)) + "\n")
+
+
+def ask(question: Mapping[str, Any]) -> dict[str, Any]:
+    """What the caller answers; it takes no simulated time."""
+    global _answers
+    if _answers is None:
+        _answers = (run_directory() / _ANSWERS).open()
+    progress({_QUESTION: dict(question)})
+    line = _answers.readline()
+    assert line, "the caller is gone"
+    return json.loads(line)
+
+
+_answers: TextIO | None = None
 
 
 async def start(dut: Any, *, clock: str = "clk", reset: str = "rst", cycles: int = 2) -> None:

@@ -14,7 +14,7 @@ from cocotb.utils import get_sim_time
 
 from systolith import registers
 from systolith.sim.memory import AxiMemory
-from systolith.sim.runner import arguments, progress, report, start
+from systolith.sim.runner import arguments, ask, progress, report, start
 
 PERIOD_NS = 10
 _IRQ_DONE, _IRQ_ERROR, _IRQ_MARK = 1, 2, 4
@@ -81,8 +81,17 @@ class Registers:
         return value
 
 
-async def wait(dut: Any, control: Registers, marks: bool, max_cycles: int) -> None:
+async def converse(memory: AxiMemory, job: dict[str, Any], mark: int) -> None:
+    """Shows the caller the memory that a mark is about, and writes what he answers."""
+    first, size = job["window"]
+    raw = await memory.dump(job["base"] + first + (mark >> 16) * size, size)
+    for address, data in ask({"mark": mark, "bytes": raw.hex()})["writes"]:
+        await memory.load(bytes.fromhex(data), job["base"] + address)
+
+
+async def wait(dut: Any, control: Registers, memory: AxiMemory, job: dict[str, Any]) -> None:
     """Returns when the program has ended; passes marks on in the meantime."""
+    max_cycles = job["max_cycles"]
     limit = get_sim_time("ns") + PERIOD_NS * max_cycles
     while True:
         left = limit - get_sim_time("ns")
@@ -93,9 +102,13 @@ async def wait(dut: Any, control: Registers, marks: bool, max_cycles: int) -> No
             continue
         status = await control.read("STATUS")
         await control.write("CONTROL", registers.CONTROL_IRQ_CLEAR)
-        if marks:
+        if job["marks"]:
             # Before the status is judged: the last mark comes with the end of the program.
-            progress({"mark": await control.read("MARK")})
+            mark = await control.read("MARK")
+            if job["window"] is None:
+                progress({"mark": mark})
+            elif status & registers.STATUS_BUSY:  # it waits for the answer
+                await converse(memory, job, mark)
         if not status & registers.STATUS_BUSY:
             return
 
@@ -112,7 +125,7 @@ async def reset(dut: Any, control: Registers) -> None:
 async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str, Any]) -> dict:
     """One program from start to end; everything that can be read afterwards."""
     memory.configure(**job["settings"])
-    await memory.load(Path(job["image"]).read_bytes(), job["base"])
+    await memory.load_file(Path(job["image"]), job["base"])
     await control.write("BASE", job["base"])
     await control.write("WATCHDOG", job["watchdog"])
     enabled = _IRQ_DONE | _IRQ_ERROR | (_IRQ_MARK if job["marks"] else 0)
@@ -123,12 +136,12 @@ async def execute(dut: Any, control: Registers, memory: AxiMemory, job: dict[str
         await Timer(PERIOD_NS * job["reset_after"], "ns")
         await reset(dut, control)
     else:
-        await wait(dut, control, job["marks"], job["max_cycles"])
+        await wait(dut, control, memory, job)
     seconds, simulated = time.monotonic() - begun, (get_sim_time("ns") - at) / PERIOD_NS
 
     values = {register.name: await control.read(register.name) for register in registers.REGISTERS}
     after = Path(job["after"]).resolve()
-    after.write_bytes(await memory.dump(job["base"], job["bytes"]))
+    await memory.dump_file(after, job["base"], job["bytes"])
     return {
         "after": str(after),
         "registers": values,

@@ -27,7 +27,7 @@ class VectorTop(wiring.Component):
         Held in a queue of ``QUEUE`` while ``go`` is low.
     writes : in, stream of words for the local memories, as the load unit gives them
     acc_write : write port of accumulator rows
-    activation, weight : read ports of rows
+    activation, weight : read ports of rows (the configuration has one weight port)
     go : in, 1
     waits : in, array of 4 unsigned 8
         Accumulator reads, activation reads, activation writes, weight writes.
@@ -66,7 +66,7 @@ class VectorTop(wiring.Component):
         m.submodules.scratchpad = pad = self.scratchpad
         connect(m, flipped(self.writes), pad.writes)
         connect(m, flipped(self.activation), pad.store_activation)
-        connect(m, flipped(self.weight), pad.matmul_weight)
+        connect(m, flipped(self.weight), pad.matmul_weight[0])
         connect(m, unit.table_write, pad.table_write)
 
         noise = Signal(32, init=0x1234_5678)

@@ -9,12 +9,13 @@ from systolith.compiler.decoder import compile_decoder, logits, set_prompt
 from systolith.compiler.tensors import Unsupported
 from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
-from systolith.graph import Embedding
+from systolith.graph import Add, Attention, Concat, Embedding, Slice
 from systolith.program import Program
 from systolith.quant.llama import Llama, LlamaConfig
 from systolith.quant.llama_network import llama_network
 from systolith.quant.posttraining import quantize_network
 from systolith.quant.recipe import Recipe
+from systolith.sim import workloads
 from systolith.sim.machine import GoldenMachine
 from tests.graphs import encoder
 from tests.interleaved import InterleavedMachine
@@ -200,13 +201,42 @@ def test_errors_say_what_is_wrong(seed):
 
 
 def test_graphs_without_programs_are_named(seed):
-    with pytest.raises(Unsupported, match="this graph is none: run it on the integer forward"):
+    with pytest.raises(Unsupported, match="this graph is none: compile it for whole sequences"):
         compile_decoder(encoder(seed), TINY)
+    graph = workloads.llama(8, hidden=16, heads=2, kv_heads=2, ffn=16, layers=2, vocabulary=16)
+    nodes = list(graph.nodes)
+    index = next(i for i, node in reversed(list(enumerate(nodes))) if isinstance(node, Attention))
+    nodes[index] = replace(nodes[index], heads=1, kv_heads=1, head_dim=16)
+    with pytest.raises(Unsupported, match="different heads"):
+        compile_decoder(replace(graph, nodes=tuple(nodes)), TINY)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_learned_positions_and_moved_channels(preset, seed):
+    """What GPT-2 has and a Llama lacks: positions from a table; channels that change places."""
     graph = random_graph(seed)
-    table = Embedding(name="places", out="places", table="places.table", index="positions")
-    tensor = replace(graph.tensors["embedding"], name="places")
-    rows = np.zeros((graph.context, tensor.channels), dtype=np.int16)
-    graph = replace(graph, nodes=(*graph.nodes, table), tensors=graph.tensors | {"places": tensor},
-                    constants=graph.constants | {"places.table": rows})
-    with pytest.raises(Unsupported, match="places: there are no programs with embeddings of pos"):
-        compile_decoder(graph, TINY)
+    rng = np.random.default_rng(seed)
+    nodes, tensors = list(graph.nodes), dict(graph.tensors)
+    channels = tensors["embedding"].channels
+    for name, count in (("places", channels), ("x", channels), ("front", 5), ("back", channels - 5),
+                        ("moved", channels)):  # fmt: skip
+        tensors[name] = replace(tensors["embedding"], name=name, channels=count)
+    rows = rng.integers(-3000, 3000, (graph.context, channels)).astype(np.int16)
+    nodes[1:1] = [
+        Embedding(name="places", out="places", table="places.table", index="positions"),
+        Add(name="x", out="x", a="embedding", b="places", mult_a=1, mult_b=1, shift=0),
+        Slice(name="front", out="front", x="x", first=0, count=5),
+        Slice(name="back", out="back", x="x", first=5, count=channels - 5),
+        Concat(name="moved", out="moved", xs=("back", "front")),
+    ]
+    for i in range(6, len(nodes)):
+        fields = {f: "moved" for f in nodes[i].INPUTS if getattr(nodes[i], f) == "embedding"}
+        nodes[i] = replace(nodes[i], **fields)
+    graph = replace(graph, nodes=tuple(nodes), tensors=tensors,
+                    constants=graph.constants | {"places.table": rows})  # fmt: skip
+    config = TINY if preset == "tiny" else PRESETS[preset]
+    program = compile_decoder(graph, config)
+    prompt, total = rng.integers(0, 37, 7).tolist(), 14
+    memory = program.memory()
+    set_prompt(program, memory, prompt, total)
+    check(program, graph, GoldenMachine(config, memory), memory, prompt, total)

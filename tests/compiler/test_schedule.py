@@ -44,15 +44,32 @@ def test_overwriting_waits_for_the_reader_and_every_consumer_has_its_own_signal(
     assert masks(steps) == [(0, L2M | L2V), (L2M, M2L), (L2V, 0), (M2L, 0)]
 
 
-def test_prefetch_moves_constants_up_to_the_conflict_and_keeps_loads_in_order():
-    early = step("load", writes=[(0, 1)], constant=True)
-    use = step("matmul", reads=[(8, 9)])
-    other = step("vector", reads=[(4, 5)])
-    free = step("load", writes=[(9, 10)], constant=True)
-    blocked = step("load", writes=[(8, 9)], constant=True)
-    assert prefetch([early, use, other, free, blocked], 8) == [early, free, use, blocked, other]
-    moved = prefetch([use, other, blocked], 8)
-    assert moved == [use, blocked, other]
-    fixed = step("load", writes=[(20, 21)])
+def timed(op, reads=(), writes=(), constant=False, cycles=100):
+    made = step(op, reads, writes, constant)
+    made.cycles = cycles
+    return made
+
+
+def test_prefetch_moves_constants_to_where_half_a_queue_of_loads_has_begun():
+    work = [timed("matmul", reads=[(50, 51)]) for _ in range(8)]
+    loads = [timed("load", writes=[(i, i + 1)], constant=True) for i in range(8)]
+    # With a queue of four, two loads are queued at once, then one whenever one has begun.
+    order = prefetch([*work, *loads], 4)
+    places = [order.index(load) for load in loads]
+    assert places[:2] == [0, 1]
+    assert places == sorted(places)
+    behind = [sum(s is w for w in work for s in order[:place]) for place in places]
+    assert behind[2:] == sorted(behind[2:]) and behind[-1] > 2
+    assert [s for s in order if s in work] == work
+
+
+def test_prefetch_stops_at_conflicts_and_moves_constants_alone():
+    use, other = timed("matmul", reads=[(8, 9)]), timed("vector", reads=[(4, 5)])
+    blocked = timed("load", writes=[(8, 9)], constant=True)
+    assert prefetch([use, other, blocked], 8) == [use, blocked, other]
+    fixed = timed("load", writes=[(20, 21)])
     assert prefetch([use, other, fixed], 8) == [use, other, fixed]
-    assert prefetch([use, use, other, free], 1) == [use, use, free, other]
+    first = timed("load", writes=[(1, 2)], constant=True)
+    second = timed("load", writes=[(8, 9)], constant=True)
+    third = timed("load", writes=[(2, 3)], constant=True)
+    assert prefetch([use, first, second, third], 8) == [first, use, second, third]

@@ -79,6 +79,20 @@ def test_text_on_both_golden_backends_is_the_same(run, checkpoint):
     assert "5 tokens × 300 logits equal the golden forward, every bit" in machine.stderr
 
 
+def test_sampled_text_and_where_it_ends(run, checkpoint):
+    options = ("generate", "--model", checkpoint, "--prompt", "ab", "--temperature", "50",
+               "--config", "tiny", "--tokens", "10")
+    free = run(*options, "--seed", "3")
+    assert free.exit_code == 0, free.output
+    assert free.stdout != run(*options, "--seed", "4").stdout
+    assert free.stdout == run(*options, "--seed", "3", "--backend", "machine").stdout
+    piece = free.stdout[4:6]
+    stopped = run(*options, "--seed", "3", "--stop", "never", "--stop", piece)
+    assert free.stdout.startswith(stopped.stdout.rstrip("\n")) and piece in stopped.stdout
+    assert len(stopped.stdout) < len(free.stdout)
+    assert "the text ends by itself or at --stop" in stopped.stderr
+
+
 def test_quantized_files_and_programs(run, checkpoint, tmp_path):
     slq, slp = tmp_path / "m.slq", tmp_path / "m.slp"
     assert run("quantize", checkpoint, "-o", slq).exit_code == 0
@@ -113,6 +127,10 @@ def test_a_budget_a_report_and_onnx(run, checkpoint, tmp_path):
     "arguments, message",
     [
         (("generate", "--model", "nowhere"), "nowhere does not exist"),
+        (("generate", "--temperature", "-1"), "The temperature must be 0 or above, not -1.0"),
+        (("generate", "--top-k", "-2"), "top_k must be at least 1, or 0 for all tokens, not -2"),
+        (("generate", "--top-p", "0"), "top_p must be above 0 and at most 1, not 0.0"),
+        (("generate", "--stop", ""), "A text to stop at must not be empty"),
         (("generate", "--config", "huge"), "name one of tiny, small, bench"),
         (("compile", "nowhere", "-o", "x.slp"), "nowhere does not exist"),
         (("quantize", "bundled", "-o", "x.bin"), "The output must end with .slq"),
@@ -138,6 +156,11 @@ def test_wrong_arguments_get_one_sentence(run, arguments, message, tmp_path, mon
 def test_text_that_does_not_fit(run, checkpoint):
     long = run("generate", "--model", checkpoint, "--prompt", "a" * 60, "--tokens", "5")
     assert "beyond the context of 32" in one_sentence(long)
+    for backend in ("golden", "machine"):
+        full = run("generate", "--model", checkpoint, "--prompt", "a" * 20, "--tokens", "99",
+                   "--backend", backend, "--config", "tiny", "--temperature", "50")
+        assert full.exit_code == 0, full.output
+        assert "the context of 32 tokens is full: the text ends after 11 new ones" in full.stderr
     none = run("generate", "--model", checkpoint, "--tokens", "0")
     assert "at least 1" in one_sentence(none)
 
@@ -156,8 +179,10 @@ def test_damaged_checkpoints(run, checkpoint):
     one_sentence(run("generate", "--model", checkpoint))
 
 
-def test_a_missing_compiler_is_named(run, checkpoint, monkeypatch):
+def test_a_missing_compiler_is_named(run, monkeypatch):
+    from systolith.sim import verilator
+
+    verilator.find.cache_clear()  # another test of this process may have found it
     monkeypatch.setenv("PATH", "/nonexistent")
-    result = run("bench", "gemm", "--dim", "4", "--shape", "4x4x4")
-    sentence = one_sentence(result)
+    sentence = one_sentence(run("bench", "gemm", "--dim", "4", "--shape", "4x4x4"))
     assert "install" in sentence

@@ -17,8 +17,9 @@ def test_every_parameter_is_in_the_fingerprint():
         replace(base, **{name: value})
         for name, value in {
             "dim": 16, "lanes": 8, "bus_bytes": 4, "activation_rows": 64, "weight_rows": 64,
-            "accumulator_rows": 64, "parameter_rows": 64, "table_slots": 2, "max_length": 64,
-            "max_features": 64, "queue_depth": 4, "max_burst": 16, "outstanding": 1,
+            "weight_ports": 2, "accumulator_rows": 64, "parameter_rows": 64, "table_slots": 2,
+            "max_length": 64, "max_features": 64, "queue_depth": 4, "max_burst": 16,
+            "outstanding": 1,
         }.items()
     ]  # fmt: skip
     assert len({config.hash for config in (base, *changed)}) == len(changed) + 1
@@ -34,6 +35,7 @@ def test_every_parameter_is_in_the_fingerprint():
         ({"dim": 32, "lanes": 2}, r"lanes must be one of \[4, 8, 16, 32\] at dim 32, not 2"),
         ({"bus_bytes": 16}, r"bus_bytes must be one of \[4, 8\] at dim 8, not 16"),
         ({"weight_rows": 1000}, "weight_rows must be a power of two from 32 to 1048576, not 1000"),
+        ({"weight_ports": 3}, "weight_ports must be one of 1, 2, 4, not 3"),
         ({"table_slots": 16}, "table_slots must be a power of two from 1 to 8, not 16"),
         ({"max_length": 8192}, "max_length must be a power of two from 16 to 4096, not 8192"),
         ({"queue_depth": 1}, "queue_depth must be from 2 to 64, not 1"),

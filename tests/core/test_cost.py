@@ -8,6 +8,10 @@ def test_cycles_of_a_product():
     assert cost.product_cycles(100, 65, 33) == 5 * 3 * 100
     assert cost.product_cycles(1, 16, 16, 2) == cost.product_cycles(1, 16, 16) == 16
     assert cost.product_cycles(1, 16, 16, dim=8) == 4 * 8
+    assert cost.product_cycles(1, 16, 16, 2, dim=4) == 16 * 2 * 4  # a pass takes four cycles
+    assert cost.product_cycles(1, 16, 16, 2, dim=4, weight_ports=2) == 16 * 2 * 2  # or two
+    assert cost.product_cycles(1, 16, 16, 2, weight_ports=4) == 4
+    assert cost.product_cycles(5, 16, 32, weight_ports=2) == 2 * 8
 
 
 def test_cycles_of_attention():

@@ -1,15 +1,18 @@
 # amaranth: UnusedElaboratable=no
 import random
+from dataclasses import replace
 
 import pytest
 from amaranth import signed, unsigned
 from amaranth.sim import Simulator
 
 from systolith.config import Config
-from systolith.hdl.accumulator import Accumulator
+from systolith.hdl.accumulator import Accumulator, minimum_pass
 from systolith.hdl.verilog import to_verilog
 
 CONFIG = Config(dim=4, lanes=2, bus_bytes=4, accumulator_rows=32)
+FORWARDING = replace(CONFIG, weight_ports=2)
+CONFIGS = [pytest.param(CONFIG, id="ports1"), pytest.param(FORWARDING, id="ports2")]
 SUM_BITS = 19
 
 
@@ -27,15 +30,17 @@ def wrap(value: int) -> int:
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def draw_updates(rng: random.Random, cycles: int, idle: float) -> list[dict | None]:
-    """At most one update a cycle; none reads a row that one of the last three wrote."""
+def draw_updates(
+    rng: random.Random, cycles: int, idle: float, distance: int
+) -> list[dict | None]:
+    """At most one update a cycle; none reads a row that one of the last few wrote."""
     half = 1 << (SUM_BITS - 1)
     updates: list[dict | None] = []
     for _ in range(cycles):
         if rng.random() < idle:
             updates.append(None)
             continue
-        recent = {u["address"] for u in updates[-(Accumulator.DISTANCE - 1) :] if u}
+        recent = {u["address"] for u in updates[-(distance - 1) :] if u}
         overwrite = rng.random() < 0.3
         rows = range(CONFIG.accumulator_rows) if rng.random() < 0.5 else range(4, 9)
         rows = [row for row in rows if overwrite or row not in recent]
@@ -51,10 +56,12 @@ def draw_updates(rng: random.Random, cycles: int, idle: float) -> list[dict | No
     return updates
 
 
-def run(updates: list[dict | None], seed: int, reading: float) -> tuple[int, int]:
+def run(
+    updates: list[dict | None], seed: int, reading: float, config: Config = CONFIG
+) -> tuple[int, int]:
     """Checks writes and reads against a model; returns reads accepted and refused."""
     rng = random.Random(seed)
-    dut = Accumulator(CONFIG, signed(SUM_BITS))
+    dut = Accumulator(config, signed(SUM_BITS))
     model = [[0] * 4 for _ in range(CONFIG.accumulator_rows)]
     counts = [0, 0]
     top = CONFIG.accumulator_rows // 2
@@ -107,20 +114,25 @@ def run(updates: list[dict | None], seed: int, reading: float) -> tuple[int, int
     return counts[0], counts[1]
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("idle", [0.0, 0.5])
-def test_random_updates_and_reads(idle, seed):
-    accepted, refused = run(draw_updates(random.Random(seed), 1500, idle), seed, 0.7)
+def test_random_updates_and_reads(idle, config, seed):
+    updates = draw_updates(random.Random(seed), 1500, idle, minimum_pass(config))
+    accepted, refused = run(updates, seed, 0.7, config)
     assert accepted > 300 and refused > 100
 
 
-def test_the_same_row_every_fourth_cycle(seed):
-    """The tightest program: four rows, around and around, with wrapping sums."""
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_same_row_as_often_as_allowed(config, seed):
+    """The tightest program: a few rows, around and around, with wrapping sums."""
     top = (1 << (SUM_BITS - 1)) - 1
+    distance = Accumulator(config, signed(SUM_BITS)).distance
+    assert distance == (4 if config is CONFIG else 2)
+    every = {"shift": 1, "lanes": 15, "sums": [top] * 4}
     updates = [
-        {"address": 14 + t % 4, "overwrite": t < 4, "shift": 1, "lanes": 15, "sums": [top] * 4}
-        for t in range(200)
+        {"address": 14 + t % distance, "overwrite": t < distance, **every} for t in range(200)
     ]
-    run(updates, seed, 0.5)
+    run(updates, seed, 0.5, config)
 
 
 def test_overwriting_never_refuses_the_reader(seed):

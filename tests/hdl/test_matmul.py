@@ -1,7 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """The matmul unit under Verilator: bit-exact to the golden, and never a cycle too many."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from amaranth.lib.wiring import In, Out
 
 from systolith import golden, isa
 from systolith.config import Config
-from systolith.hdl.layouts import COMMAND, row
+from systolith.hdl.layouts import COMMAND, bits_for_rows, row
 from systolith.hdl.matmul import MatmulUnit
 from systolith.hdl.verilog import to_verilog
 from systolith.sim import build, runner
@@ -34,6 +34,9 @@ CONFIGS = {
         accumulator_rows=2048,
     ),
 }
+"""By D, with one weight port."""
+MACHINES = [(4, 1), (8, 1), (16, 1), (4, 2), (8, 2), (8, 4), (16, 4)]
+"""D and W."""
 QUEUE_ROWS = 64
 GAP_BITS = 16
 QUEUE_BYTES = (COMMAND.size + GAP_BITS) // 8
@@ -65,12 +68,20 @@ class MatmulTop(wiring.Component):
             }
         )
 
-    def memory(self, m: Module, space: int, shape, rows: int):
-        m.submodules[f"memory_{space}"] = memory = Memory(shape=shape, depth=rows, init=[])
+    def memory(self, m: Module, space: int, shape, rows: int, bank: int = 0, banks: int = 1):
+        """``rows`` rows; as one of ``banks`` it has D / ``banks`` of each D rows."""
+        name = f"memory_{space}_{bank}"
+        m.submodules[name] = memory = Memory(shape=shape, depth=rows // banks, init=[])
         write = memory.write_port()
+        high = bits_for_rows(self.config.dim)
+        low = bits_for_rows(self.config.dim // banks)
         m.d.comb += [
-            write.en.eq(self.fill_en & (self.fill_space == space)),
-            write.addr.eq(self.fill_addr),
+            write.en.eq(
+                self.fill_en & (self.fill_space == space) & (self.fill_addr[low:high] == bank)
+                if banks > 1
+                else self.fill_en & (self.fill_space == space)
+            ),
+            write.addr.eq(Cat(self.fill_addr[:low], self.fill_addr[high:])),
             Value.cast(write.data).eq(self.fill_data),
         ]
         return memory
@@ -79,11 +90,16 @@ class MatmulTop(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.unit = unit = MatmulUnit(config)
-        for space, rows, port in (
-            (ACTIVATION, config.activation_rows, unit.activation),
-            (WEIGHT, config.weight_rows, unit.weight),
+        activations = self.memory(m, ACTIVATION, row(config), config.activation_rows)
+        ports = config.weight_ports
+        banks = [
+            self.memory(m, WEIGHT, row(config), config.weight_rows, bank, ports)
+            for bank in range(ports)
+        ]
+        for memory, port in zip(
+            (activations, *banks), (unit.activation, *unit.weight), strict=True
         ):
-            read = self.memory(m, space, row(config), rows).read_port()
+            read = memory.read_port()
             m.d.comb += [
                 read.addr.eq(port.addr),
                 read.en.eq(port.en),
@@ -153,9 +169,13 @@ class MatmulTop(wiring.Component):
 
 
 @cache
-def simulator(dim: int) -> build.Build:
-    name = f"matmul_top_{dim}"
-    return build.build(to_verilog(MatmulTop(CONFIGS[dim]), name), name)
+def simulator(config: Config) -> build.Build:
+    name = f"matmul_top_{config.dim}_{config.weight_ports}"
+    return build.build(to_verilog(MatmulTop(config), name), name)
+
+
+def config_of(dim: int, ports: int) -> Config:
+    return replace(CONFIGS[dim], weight_ports=ports)
 
 
 @dataclass
@@ -187,6 +207,11 @@ def tiles(fields: dict[str, int]) -> int:
 
 def passes(fields: dict[str, int]) -> int:
     return 1 + fields.get("wide", 0)
+
+
+def streaming(config: Config, fields: dict[str, int]) -> int:
+    """Cycles for which a tile streams at least."""
+    return passes(fields) * max(fields["rows"], 4 if config.weight_ports == 1 else 2)
 
 
 def execute(program: Program, fields: dict[str, int], acc: np.ndarray) -> None:
@@ -223,9 +248,10 @@ def execute(program: Program, fields: dict[str, int], acc: np.ndarray) -> None:
     acc[rows] = np.where(write, new, old).reshape(*rows.shape, dim)
 
 
-def run(dim: int, programs: list[Program], folder: Path, seed: int) -> list[dict]:
+def run(programs: list[Program], folder: Path, seed: int) -> list[dict]:
     """Simulates the programs one after the other (the accumulator is kept) and compares each."""
-    config = CONFIGS[dim]
+    config = programs[0].config
+    dim = config.dim
     files = {}
     for i, program in enumerate(programs):
         files |= {
@@ -234,7 +260,7 @@ def run(dim: int, programs: list[Program], folder: Path, seed: int) -> list[dict
             f"{i}.queue": program.queue(),
         }
     result = runner.run(
-        simulator(dim),
+        simulator(config),
         "matmul",
         {
             "dim": dim,
@@ -278,8 +304,8 @@ def schedule(config: Config, instructions: list[dict[str, int]]) -> int:
         for _ in range(tiles(fields)):
             load = max(loaded, swap + 1) if streamed else 0
             swap = max(streamed, load + 1)
-            loaded = load + config.dim
-            streamed = swap + passes(fields) * max(fields["rows"], 4)
+            loaded = load + config.dim // config.weight_ports
+            streamed = swap + streaming(config, fields)
     return streamed + 2 * config.dim + 5
 
 
@@ -329,26 +355,38 @@ GEMMS = [
 ]
 
 
-def test_a_gemm_takes_the_cycles_of_its_tiles(tmp_path, seed):
-    """From the first command to the last write: tiles * max(M, 16), and 38 cycles of latency."""
-    config = CONFIGS[16]
+def test_a_16_bit_row_takes_no_longer(tmp_path, seed):
+    """Two passes of one row in the four cycles in which a tile enters; each adds to the last."""
+    config = config_of(16, 4)
+    rng = np.random.default_rng(seed)
+    programs = [gemm(config, rng, m, 384, 32, wide=1, signed=1) for m in (1, 2, 3)]
+    for m, got in zip((1, 2, 3), run(programs, tmp_path, seed), strict=True):
+        assert got["done"] - got["accepted"] == 24 * 2 * max(2 * m, 4) + 38
+
+
+@pytest.mark.parametrize("ports", [1, 4])
+def test_a_gemm_takes_the_cycles_of_its_tiles(ports, tmp_path, seed):
+    """From first command to last write: tiles * max(M, 16 / W), and 38 cycles of latency."""
+    config = config_of(16, ports)
+    tile = 16 // ports
     rng = np.random.default_rng(seed)
     programs = [gemm(config, rng, *shape, signed=i & 1) for i, shape in enumerate(GEMMS)]
-    for (m, k, n), got in zip(GEMMS, run(16, programs, tmp_path, seed), strict=True):
-        bound = -(-k // 16) * -(-n // 16) * max(m, 16)
+    for (m, k, n), got in zip(GEMMS, run(programs, tmp_path, seed), strict=True):
+        bound = -(-k // 16) * -(-n // 16) * max(m, tile)
         cycles = got["written"] - got["accepted"]
         print(f"{m} x {k} x {n}: {cycles} cycles, bound {bound}")
         assert cycles <= bound + 80, f"{m} x {k} x {n}"
-        assert got["done"] - got["accepted"] == bound + 38 - max(16 - max(m, 4), 0)
+        idle = max(tile - streaming(config, {"rows": m}), 0)  # of the last tile
+        assert got["done"] - got["accepted"] == bound + 38 - idle
         assert got["worked"] == got["done"] - got["accepted"]
         # Only the first tile, or tiles with fewer rows than they have weights, wait for weights.
-        assert m < 16 or got["waited"] == 2
+        assert m < tile or got["waited"] == 2
 
 
-@pytest.mark.parametrize("dim", [4, 8, 16])
-def test_a_queue_of_gemms_has_no_bubbles(dim, tmp_path, seed):
+@pytest.mark.parametrize("dim, ports", MACHINES)
+def test_a_queue_of_gemms_has_no_bubbles(dim, ports, tmp_path, seed):
     """Short and long instructions behind each other cost the sum of their tiles."""
-    config = CONFIGS[dim]
+    config = config_of(dim, ports)
     rng = np.random.default_rng(seed)
     shapes = [
         *[(dim, 1, 1)] * 4,
@@ -382,10 +420,10 @@ def test_a_queue_of_gemms_has_no_bubbles(dim, tmp_path, seed):
         )
     act = rng.integers(0, 256, (256, dim))
     weight = rng.integers(-128, 128, (64 * dim, dim))
-    (got,) = run(dim, [Program(config, act, weight, instructions)], tmp_path, seed)
+    (got,) = run([Program(config, act, weight, instructions)], tmp_path, seed)
     cycles = got["done"] - got["accepted"]
     assert cycles == schedule(config, instructions)
-    bound = sum(tiles(x) * max(passes(x) * max(x["rows"], 4), dim) for x in instructions)
+    bound = sum(tiles(x) * max(streaming(config, x), dim // ports) for x in instructions)
     print(f"dim {dim}: {cycles} cycles, sum of the bounds {bound}")
     assert cycles <= bound + 2 * dim + 6 <= bound + 80
 
@@ -425,6 +463,9 @@ def random_program(config: Config, rng: np.random.Generator, count: int, idle: i
                 )
             },
         }
+        if config.weight_ports > 1:
+            for name in ("weight", "w_stride_n", "w_stride_k"):
+                fields[name] = fields[name] // dim * dim
         if instructions and rng.random() < 0.5:  # the same rows again
             fields |= {
                 name: instructions[-1][name] for name in ("rows", "n_tiles", "acc", "acc_stride")
@@ -449,12 +490,12 @@ def random_program(config: Config, rng: np.random.Generator, count: int, idle: i
 
 
 @pytest.mark.parametrize("idle", [0, 60])
-@pytest.mark.parametrize("dim", [4, 8, 16])
-def test_random_programs(dim, idle, tmp_path, seed):
+@pytest.mark.parametrize("dim, ports", MACHINES)
+def test_random_programs(dim, ports, idle, tmp_path, seed):
     """Every flag, stride and wrap-around, with and without pauses and a competing reader."""
     rng = np.random.default_rng([seed, dim, idle])
-    programs = [random_program(CONFIGS[dim], rng, 40, idle) for _ in range(2)]
-    results = run(dim, programs, tmp_path, seed)
+    programs = [random_program(config_of(dim, ports), rng, 40, idle) for _ in range(2)]
+    results = run(programs, tmp_path, seed)
     for program, got in zip(programs, results, strict=True):
         if idle:
             assert got["refused"] > 0

@@ -14,7 +14,8 @@ SMALL = {"activation_rows": 64, "weight_rows": 128, "accumulator_rows": 16, "par
 CONFIGS = [
     Config(dim=4, lanes=2, bus_bytes=4, **SMALL),
     Config(dim=4, lanes=4, bus_bytes=4, **SMALL),
-    Config(dim=8, lanes=4, **SMALL),
+    Config(dim=8, lanes=4, weight_ports=2, **SMALL),
+    Config(dim=4, lanes=2, bus_bytes=4, weight_ports=4, **SMALL),
     Config(dim=16, lanes=2, **SMALL),
 ]
 
@@ -59,7 +60,9 @@ class Port:
         ctx.set(self.port.addr, self.address or 0)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"dim{c.dim}-lanes{c.lanes}")
+@pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda c: f"dim{c.dim}-lanes{c.lanes}-ports{c.weight_ports}"
+)
 def test_traffic(config: Config, seed: int) -> None:
     rng = np.random.default_rng(seed)
     d, lanes = config.dim, config.lanes
@@ -83,9 +86,16 @@ def test_traffic(config: Config, seed: int) -> None:
             len(activation) // 2,
             lambda a: number(activation[2 * a : 2 * a + 2]),
         ),
-        "weight": Port(dut.matmul_weight, len(weight), lambda a: number(weight[a])),
         "parameter": Port(dut.vector_parameter, len(lines), lambda a: number(lines[a])),
     }
+    # Row of the weight memory by bank and row of the bank: of each D rows a bank has D / W.
+    banks = np.arange(len(weight)).reshape(-1, config.weight_ports, d // config.weight_ports)
+    banks = banks.transpose(1, 0, 2).reshape(config.weight_ports, -1)
+    weights = [
+        Port(port, len(bank), lambda a, bank=bank: number(weight[bank[a]]))
+        for port, bank in zip(dut.matmul_weight, banks, strict=True)
+    ]
+    ports |= {f"weight {bank}": port for bank, port in enumerate(weights)}
     tables_written = loads = 0
 
     async def bench(ctx) -> None:
@@ -139,12 +149,14 @@ def test_traffic(config: Config, seed: int) -> None:
                 rows["activation"] |= {2 * block[0], 2 * block[0] + 1}
             if entry_goes:
                 rows["weight"].add(entry[0])
-            assert ctx.get(dut.matmul_activation.ready) and ctx.get(dut.matmul_weight.ready)
+            assert ctx.get(dut.matmul_activation.ready)
+            assert all(ctx.get(port.port.ready) for port in weights)
             assert ctx.get(dut.vector_parameter.ready)
             ports["row"].accepted(ctx, rows["activation"])
             ports["store"].accepted(ctx, rows["activation"])
             ports["line"].accepted(ctx, {row // 2 for row in rows["activation"]})
-            ports["weight"].accepted(ctx, rows["weight"])
+            for port, bank in zip(weights, banks.tolist(), strict=True):
+                port.accepted(ctx, {bank.index(row) for row in rows["weight"] if row in bank})
             words = 8 * lanes // d
             ports["parameter"].accepted(ctx, {word // words for word in rows["parameter"]})
             if load_goes:
@@ -167,7 +179,7 @@ def test_traffic(config: Config, seed: int) -> None:
     assert tables_written > 30 and loads > 200
     assert all(port.served > 100 for port in ports.values())
     assert ports["line"].waited and ports["store"].waited
-    assert not ports["row"].waited and not ports["weight"].waited
+    assert not ports["row"].waited and not any(port.waited for port in weights)
 
 
 @pytest.mark.parametrize("kind", [SharedReadPort, SharedWritePort])

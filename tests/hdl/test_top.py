@@ -29,6 +29,8 @@ CONFIGS = {
     "dim4": Config(dim=4, lanes=2, bus_bytes=4, **SMALL),
     "dim8": Config(dim=8, lanes=8, bus_bytes=4, max_burst=4, outstanding=2, **SMALL),
     "dim16": Config(dim=16, lanes=4, bus_bytes=16, **SMALL),
+    "dim4-2": Config(dim=4, lanes=2, bus_bytes=4, weight_ports=2, **SMALL),
+    "dim16-4": Config(dim=16, lanes=8, bus_bytes=16, weight_ports=4, **SMALL),
 }
 SETTINGS = [
     {},
@@ -36,8 +38,8 @@ SETTINGS = [
     {"latency": 5, "stall_ar": 100, "stall_r": 150, "stall_aw": 100, "stall_w": 150, "stall_b": 90},
     {"latency": 90, "bandwidth": 100},
 ]
-FAST = pytest.param("dim4", id="dim4")
-OTHERS = [pytest.param(name, id=name, marks=pytest.mark.slow) for name in CONFIGS if name != "dim4"]
+FAST = ("dim4", "dim4-2")
+NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CONFIGS]
 
 
 def expected(program: Program) -> tuple[GoldenMachine, np.ndarray, list[int]]:
@@ -48,7 +50,7 @@ def expected(program: Program) -> tuple[GoldenMachine, np.ndarray, list[int]]:
     return golden, memory, marks
 
 
-@pytest.mark.parametrize("name", [FAST, *OTHERS])
+@pytest.mark.parametrize("name", NAMES)
 def test_random_programs(name: str, seed: int) -> None:
     """Every opcode, overlapping under semaphores, under several kinds of memory."""
     config = CONFIGS[name]

@@ -40,4 +40,7 @@ def test_commands_of_the_page_have_the_options_that_they_use() -> None:
     assert commands
     for command in commands:
         name, *arguments = shlex.split(command)
-        main.commands[name].make_context(name, arguments, parent=click.Context(main))
+        context = click.Context(main)
+        found = main.get_command(context, name)
+        assert found is not None, name
+        found.make_context(name, arguments, parent=context)

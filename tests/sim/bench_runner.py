@@ -7,8 +7,9 @@ from typing import Any
 
 import cocotb
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge, Timer
+from cocotb.utils import get_sim_time
 
-from systolith.sim.runner import arguments, progress, report, run_directory, seed, start
+from systolith.sim.runner import arguments, ask, progress, report, run_directory, seed, start
 
 
 @cocotb.test()
@@ -51,6 +52,14 @@ async def tells(dut: Any) -> None:
         progress({"index": index, "text": "zwölf\n", "pid": os.getpid()})
         time.sleep(0.1)
     await Timer(1, "ns")
+
+
+@cocotb.test()
+async def questions(dut: Any) -> None:
+    at = get_sim_time("ns")
+    answers = [ask({"number": number, "text": "zwölf\n"})["answer"] for number in range(50)]
+    await ReadOnly()
+    report({"answers": answers, "stood_still": get_sim_time("ns") == at})
 
 
 @cocotb.test()

@@ -169,3 +169,25 @@ def test_no_shared_library(counter: Build, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("find_libpython.find_libpython", lambda: None)
     with pytest.raises(UserError, match="needs a Python with a shared library"):
         runner.run(counter, BENCH, {}, test="counts")
+
+
+def test_a_bench_asks_its_caller(counter):
+    def answer(question):
+        return {"answer": f"{question['text']}{question['number'] ** 2}"}
+
+    result = run(counter, BENCH, test="questions", answer=answer)
+    assert result["stood_still"]
+    assert result["answers"] == [f"zwölf\n{number ** 2}" for number in range(50)]
+
+
+def test_a_question_that_nobody_answers_ends_the_run(counter):
+    with pytest.raises(BenchFailure, match="and nobody answers"):
+        run(counter, BENCH, test="questions", timeout_s=60)
+
+
+def test_an_error_in_an_answer_ends_the_run(counter):
+    def answer(question):
+        raise KeyError("no such number")
+
+    with pytest.raises(KeyError, match="no such number"):
+        run(counter, BENCH, test="questions", answer=answer, timeout_s=60)

@@ -1,0 +1,99 @@
+"""Commands that make files of a model: quantize, export, compile."""
+
+from pathlib import Path
+
+import click
+
+from systolith.cli_load import language_model
+from systolith.cli_options import PIN, SUFFIX, bar, config_option, pinned, steps
+from systolith.config import load_config
+from systolith.errors import UserError
+
+
+@click.command()
+@click.argument("model")
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Text (for sentence models one sentence a line), or tokens [N, T] as .npy.",
+)
+@click.option("--budget", default="", help="cosine=0.999 or ppl=1.005: 8 bits where it allows.")
+@PIN
+@click.option("--context", type=int, help="Longest sequence, if not the model's own.")
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .slq file.")
+@click.option("--report", type=click.Path(path_type=Path), help="Every tensor on an HTML page.")
+def quantize(
+    model: str,
+    tokenizer: str | None,
+    calibration: Path | None,
+    budget: str,
+    pins: tuple[str, ...],
+    context: int | None,
+    output: Path,
+    report: Path | None,
+) -> None:
+    """Quantize a checkpoint to a file that `generate --model` reads.
+
+    MODEL: `bundled`, `minilm`, a llama2.c .bin file, safetensors with config.json (Llama, BERT,
+    GPT-2), or a float .onnx file.
+    """
+    if output.suffix != SUFFIX:
+        raise UserError(f"The output must end with {SUFFIX}, not {output.name!r}")
+    for path in (output, report):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it")
+    from systolith.quant.export import quantize_checkpoint
+    from systolith.quant.recipe import Recipe
+
+    recipe = Recipe(budget=budget, bits=pinned(pins), context=context)
+    with bar() as step:
+        made = quantize_checkpoint(
+            model, tokenizer, recipe=recipe, calibration=calibration, progress=step
+        )
+        step("measuring every tensor", 0.95)
+        found = made.report()
+    made.save(output)
+    click.echo(found)
+    if budget:
+        click.echo(f"{budget} is kept: {made.metadata['reached']}")
+    if report is not None:
+        report.write_text(found.html(f"{Path(model).name}, quantized"), encoding="utf-8")
+        click.echo(report)
+    click.echo(output)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .onnx file.")
+def export(model: Path, output: Path) -> None:
+    """Write a quantized model (.slq) as ONNX QDQ, to be run and compared elsewhere."""
+    if output.suffix != ".onnx":
+        raise UserError(f"The output must end with .onnx, not {output.name!r}")
+    from systolith.artifact import Artifact
+    from systolith.quant.onnx_export import export_onnx
+
+    export_onnx(Artifact.load(model).graph, output)
+    click.echo(output)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@config_option("bench")
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="Program file.")
+@click.option("--listing", is_flag=True, help="Print the instructions.")
+def compile(
+    model: str, tokenizer: str | None, config_name: str, output: Path, listing: bool
+) -> None:
+    """Compile a checkpoint or quantized model to a program image."""
+    config = load_config(config_name)
+    from systolith import isa
+    from systolith.compiler.decoder import compile_decoder
+
+    graph, _ = language_model(model, tokenizer, steps())
+    program = compile_decoder(graph, config)
+    program.save(output)
+    if listing:
+        click.echo(isa.listing(program.code()))
+    click.echo(f"{output}: {program.instructions} instructions, {len(program.image)} bytes")

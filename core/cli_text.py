@@ -1,0 +1,210 @@
+"""Commands that write text with a language model."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from systolith.cli_load import language_model
+from systolith.cli_options import backend_option, config_option, steps
+from systolith.cli_report import check_output
+from systolith.config import Config, load_config
+from systolith.errors import UserError
+from systolith.sampling import GREEDY, Sampler
+from systolith.text import TextStream, ends_with
+
+if TYPE_CHECKING:
+    from systolith.graph import Graph
+    from systolith.quant.vocabulary import AnyTokenizer
+    from systolith.sim.generate import Generation
+    from systolith.sim.writer import Request
+
+CLOCK_MHZ = 100.0
+DEMO_PROMPT = "If the expression"
+DEMO_TOKENS = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """A text to be written, as the user asks for it; ``end_tokens``: those of the model end it."""
+
+    model: str
+    tokenizer: str | None = None
+    prompt: str = DEMO_PROMPT
+    tokens: int = DEMO_TOKENS
+    sampler: Sampler = GREEDY
+    stops: Sequence[str] = ()
+    end_tokens: bool = True
+
+    def request(self, graph: "Graph", vocabulary: "AnyTokenizer") -> "Request":
+        from systolith.sim.writer import Request
+
+        prompt = vocabulary.encode(self.prompt)
+        ends = {token for token in (graph.bos, graph.eos) if token is not None}
+        return Request(
+            prompt=prompt,
+            tokens=self.tokens,
+            sampler=self.sampler,
+            stops=ends if self.end_tokens else (),
+            ends=ends_with(vocabulary, prompt[-1], self.stops) if prompt else None,
+        )
+
+
+def _write_text(
+    wanted: _Text,
+    backend: str,
+    config: Config,
+    clock: float,
+    waves: Path | None = None,
+    trace: Path | None = None,
+) -> None:
+    """Loads, quantizes, compiles, writes text and reports; everything on the terminal."""
+    step = steps()
+    graph, vocabulary = language_model(wanted.model, wanted.tokenizer, step)
+    request = wanted.request(graph, vocabulary)
+    request.total(graph.context)
+    from systolith.sim.generate import generate
+
+    if backend == "rtl":
+        step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
+    step(f"writing up to {request.tokens} tokens on {backend}")
+    stream = TextStream(vocabulary, request.prompt[-1])
+
+    def show(text: str) -> None:
+        click.echo(text, nl=False)
+        sys.stdout.flush()
+
+    show(wanted.prompt)
+    made = generate(
+        graph,
+        config,
+        request,
+        backend,
+        lambda token: show(stream.push(token)),
+        waves,
+        trace is not None,
+    )
+    click.echo(stream.close())
+    if made.end == "context":
+        length = len(made.tokens) - 1
+        step(f"the context of {length} tokens is full: the text ends after {made.new} new ones")
+    elif made.end == "stop":
+        step(f"the text ends by itself or at --stop after {made.new} tokens")
+    if backend == "golden":
+        step(f"{made.new} tokens by the integer forward")
+        return
+    step(f"{made.new} tokens × {graph.vocabulary} logits equal the golden forward, every bit")
+    if made.waves:
+        step(f"waveform: {made.waves}")
+    if trace is not None:
+        from systolith.compiler.perfetto import write_trace
+
+        write_trace(trace, made.timelines, made.labels, clock_mhz=clock)
+        step(f"trace: {trace}, for ui.perfetto.dev")
+    if backend == "rtl":
+        _report(made, config, clock)
+
+
+def _report(result: "Generation", config: Config, clock: float) -> None:
+    """What the hardware counters say."""
+    from rich.console import Console
+    from rich.table import Table
+
+    counters = result.counters
+    cycles = counters["CYCLES"]
+    moved = counters["READ_BYTES"] + counters["WRITE_BYTES"]
+    rows = [
+        ("cycles", f"{cycles:,}"),
+        ("cycles per new token (prompt included)", f"{cycles / result.new:,.0f}"),
+        (f"tokens/s at {clock:g} MHz", f"{result.new * clock * 1e6 / cycles:,.0f}"),
+        ("array: a matmul under way", f"{counters['MATMUL_BUSY'] / cycles:.1%} of the cycles"),
+        ("array: rows entering", f"{counters['ARRAY_ROWS'] / cycles:.1%} of the cycles"),
+        ("vector unit busy", f"{counters['VECTOR_BUSY'] / cycles:.1%} of the cycles"),
+        (
+            "bus",
+            f"{moved / cycles / config.bus_bytes:.1%} of {config.bus_bytes} bytes per cycle",
+        ),
+        ("simulation", f"{result.simulated / result.seconds:,.0f} cycles/s"),
+    ]
+    table = Table(show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@click.command()
+@click.option("--model", default="bundled", show_default=True, help="Checkpoint, or `bundled`.")
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@click.option("--prompt", default=DEMO_PROMPT, show_default=True)
+@click.option("--tokens", default=DEMO_TOKENS, show_default=True, help="Tokens to write, at most.")
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    help="0: always the most likely token, else by chance, the wilder the higher.",
+)
+@click.option("--top-k", default=0, help="Chance only among so many of the most likely tokens.")
+@click.option(
+    "--top-p",
+    default=1.0,
+    help="Chance only among the most likely tokens that have this probability together.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of chance.")
+@click.option("--stop", "stops", multiple=True, help="Text to end behind; may be given again.")
+@backend_option
+@config_option("bench")
+@click.option("--clock", default=CLOCK_MHZ, show_default=True, help="MHz, for tokens per second.")
+@click.option("--waves", type=click.Path(path_type=Path), help="File for the waveform (rtl).")
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="A .json file for ui.perfetto.dev: what each unit did when (rtl).",
+)
+def generate(
+    model: str,
+    tokenizer: str | None,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stops: tuple[str, ...],
+    backend: str,
+    config_name: str,
+    clock: float,
+    waves: Path | None,
+    trace: Path | None,
+) -> None:
+    """Continue a text with a language model.
+
+    The text ends after --tokens, where the context is full, or where the model or --stop ends it.
+    """
+    config = load_config(config_name)
+    if waves is not None and backend != "rtl":
+        raise UserError("A waveform needs the backend rtl: add --backend rtl")
+    if trace is not None and backend != "rtl":
+        raise UserError("A trace needs the backend rtl: add --backend rtl")
+    check_output(trace, ".json")
+    if "" in stops:
+        raise UserError("A text to stop at must not be empty")
+    wanted = _Text(
+        model=model,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        tokens=tokens,
+        sampler=Sampler(temperature, top_k, top_p, seed),
+        stops=stops,
+    )
+    _write_text(wanted, backend, config, clock, waves, trace)
+
+
+@click.command()
+@config_option("bench")
+def demo(config_name: str) -> None:
+    """The bundled language model writes on the RTL (`make sim`)."""
+    config = load_config(config_name)
+    _write_text(_Text(model="bundled", end_tokens=False), "rtl", config, CLOCK_MHZ)

@@ -1,0 +1,170 @@
+"""Measurements of layers and whole models on the RTL, each beside the compiler's prediction."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from systolith.compiler.decoder import compile_decoder, set_prompt
+from systolith.compiler.sequence import compile_sequence, outputs, set_inputs
+from systolith.compiler.timing import predict
+from systolith.config import Config
+from systolith.fixed import Int
+from systolith.forward import IntegerModel
+from systolith.graph import Attention, Given, Graph, Linear
+from systolith.program import Program
+from systolith.sim.generate import compare, integer_text, machine_text
+from systolith.sim.machine_tb import MachineSim
+
+LATENCY = 40
+_SMALLEST_MEMORY = 1 << 25
+
+
+def useful_cycles(graph: Graph, tokens: int, dim: int) -> float:
+    """Cycles of a D × D array without a lane, row or cycle wasted, for a sequence of tokens.
+
+    A product with 16-bit activations counts twice, since an array of bytes must do it twice. Every
+    token meets every key.
+    """
+    work = 0
+    for node in graph.nodes:
+        match node:
+            case Linear():
+                x, out = graph.tensors[node.x], graph.tensors[node.out]
+                work += tokens * x.channels * out.channels * (x.bits // 8)
+            case Attention():
+                pairs = node.heads * node.head_dim * tokens * tokens
+                planes = graph.tensors[node.q].bits // 8 * (1 if node.k_low is None else 2)
+                planes += node.probability_bits // 8 + (0 if node.v_low is None else 1)
+                work += pairs * planes
+    return work / dim**2
+
+
+def random_inputs(
+    graph: Graph, tokens: int, seed: int
+) -> tuple[dict[str, Int], dict[str, Int]]:
+    """Indices, and given tensors that fill their range."""
+    rng = np.random.default_rng(seed)
+    indices = {name: rng.integers(0, rows, tokens) for name, rows in graph.indices.items()}
+    given = {}
+    for node in graph.of_kind(Given):
+        tensor = graph.tensors[node.out]
+        half = 1 << (tensor.bits - 1)
+        values = rng.normal(0, half / 5, (tokens, tensor.channels))
+        given[node.out] = np.clip(np.round(values), -half, half - 1).astype(np.int64)
+    return indices, given
+
+
+def memory_bytes(program: Program) -> int:
+    """Bytes of a simulated memory with room for a program, a power of two."""
+    return max(_SMALLEST_MEMORY, 1 << (program.memory_bytes - 1).bit_length())
+
+
+def measure_sequence(
+    graph: Graph,
+    config: Config,
+    tokens: int,
+    *,
+    seed: int = 1,
+    without: Collection[str] = (),
+    **settings: int,
+) -> dict[str, Any]:
+    """Cycles of a whole sequence, from memory to memory, start to halt.
+
+    ``without``: instructions that are left out; then the results mean nothing and are not compared.
+    """
+    settings = {"latency": LATENCY, **settings}
+    program = compile_sequence(graph, config, tokens=tokens, without=without)
+    memory = program.memory()
+    indices, given = random_inputs(graph, tokens, seed)
+    set_inputs(program, memory, tokens, indices, given)
+    machine = MachineSim(config, size_bytes=memory_bytes(program), **settings)
+    result = machine.run(memory)
+    exact = True
+    if not without:
+        expected = IntegerModel(graph).trace({**indices, **given})
+        found = outputs(program, result.memory, tokens)
+        exact = all(np.array_equal(found[name], expected[name]) for name in found)
+    cycles = result.counters["CYCLES"]
+    return {
+        "tokens": tokens,
+        "block": program.metadata["block"],
+        "cycles": cycles,
+        "predicted": predict(program, memory, latency=settings["latency"]).cycles,
+        "useful": round(useful_cycles(graph, tokens, config.dim) / cycles, 4),
+        "array_rows": result.counters["ARRAY_ROWS"],
+        "vector_busy": result.counters["VECTOR_BUSY"],
+        "read_bytes": result.counters["READ_BYTES"],
+        "bit_exact": exact,
+    }
+
+
+def measure_attention(graph: Graph, config: Config, tokens: int, **options: int) -> dict[str, Any]:
+    """A sequence with softmax, and the same products without it."""
+    result = measure_sequence(graph, config, tokens, **options)
+    bare = measure_sequence(graph, config, tokens, without=("softmax",), **options)
+    return result | {
+        "without_softmax": bare["cycles"],
+        "softmax_costs": round(result["cycles"] / bare["cycles"] - 1, 5),
+    }
+
+
+def measure_decode(
+    graph: Graph,
+    config: Config,
+    *,
+    resident: bool = False,
+    prompt: int = 4,
+    tokens: tuple[int, int] = (4, 12),
+    seed: int = 1,
+    **settings: int,
+) -> dict[str, Any]:
+    """Cycles of a token: the difference of two texts of ``tokens`` new tokens, divided.
+
+    ``bus``: bytes of weights and of cached keys and values over what the bus could have read in
+    those cycles; ``array``: bytes of weights over what could have entered the array.
+    """
+    settings = {"latency": LATENCY, **settings}
+    program = compile_decoder(graph, config, resident=resident)
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, graph.vocabulary, prompt).tolist()
+    runs = [machine_text(program, words, count, "rtl", **settings) for count in tokens]
+    compare(runs[1], integer_text(graph, words, tokens[1]))
+    count = tokens[1] - tokens[0]
+    cycles = (runs[1].counters["CYCLES"] - runs[0].counters["CYCLES"]) / count
+    read = (runs[1].counters["READ_BYTES"] - runs[0].counters["READ_BYTES"]) / count
+    weights = sum(graph.constants[node.weight].size for node in graph.of_kind(Linear))
+    cached = 0.0
+    if program.metadata["caches"] == "in memory":
+        position = prompt + (tokens[0] + tokens[1]) / 2 - 1
+        cached = sum(
+            position
+            * node.kv_heads
+            * node.head_dim
+            * (2 + (node.k_low is not None) + (node.v_low is not None))
+            for node in graph.of_kind(Attention)
+        )
+    loaded = cached + (0 if resident else weights)
+    return {
+        "weights": weights,
+        "resident": resident,
+        "caches": program.metadata["caches"],
+        "cycles": round(cycles),
+        "predicted": round(_predicted_token(program, words, tokens, settings["latency"])),
+        "bus": round(loaded / (config.bus_bytes * cycles), 4),
+        "array": round(weights / (config.dim * config.weight_ports * cycles), 4),
+        "read_bytes": round(read),
+        "bit_exact": True,
+    }
+
+
+def _predicted_token(
+    program: Program, prompt: list[int], tokens: tuple[int, int], latency: int
+) -> float:
+    """Predicted cycles of a token, by the same difference."""
+    cycles = []
+    for count in tokens:
+        memory = program.memory()
+        set_prompt(program, memory, prompt, len(prompt) + count)
+        cycles.append(predict(program, memory, latency=latency).cycles)
+    return (cycles[1] - cycles[0]) / (tokens[1] - tokens[0])
