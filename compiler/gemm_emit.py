@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import chain
 
 from systolith.compiler.allocate import Ring
-from systolith.compiler.gemm_plan import Panel, Piece, Plan, Span, Task
+from systolith.compiler.gemm_plan import Panel, Piece, Plan, Task
 from systolith.compiler.memory import Memory
 from systolith.compiler.schedule import Region, Step
 from systolith.config import Config
@@ -86,7 +86,8 @@ class Streamed:
         self.a_places: dict[Panel, int] = {}
         self.w_places: dict[Panel, int] = {}
         self.sums: dict[Piece, tuple[int, int]] = {}
-        self.loaded: set[tuple[Panel, Span]] = set()
+        self.loaded: dict[Panel, int] = {}
+        """For each panel of A the row up to which it has been loaded."""
 
     def emit(self, parameters: int) -> None:
         """``parameters``: byte address of the parameter row, which is loaded behind the start."""
@@ -104,6 +105,7 @@ class Streamed:
             uses.subtract((task.a, task.w))
             if not uses[task.a]:
                 self.acts.release(self.a_places.pop(task.a))
+                del self.loaded[task.a]
             if not uses[task.w]:
                 self.weights.release(self.w_places.pop(task.w))
 
@@ -118,14 +120,14 @@ class Streamed:
         a, w = task.a, task.w
         if a not in self.a_places:
             self.a_places[a] = self.acts.take(len(a.outer) * len(a.k), hold=True)
-            self.loaded = {key for key in self.loaded if key[0] in self.a_places and key[0] != a}
-        if not any(key == a and _covers(m, task.m) for key, m in self.loaded):
-            self.loaded.add((a, task.m))
-            address = self.a + (task.m.start * self.k_tiles + a.k.start) * d
-            first, _ = self._a(task)
-            self.emitter.load(
-                LoadSpace.ACTIVATION, address, first, len(a.k), len(task.m), self.k_tiles
-            )
+            self.loaded[a] = a.outer.start
+        start = self.loaded[a]
+        if start < task.m.stop:  # rows come in order
+            self.loaded[a] = task.m.stop
+            address = self.a + (start * self.k_tiles + a.k.start) * d
+            first = self.a_places[a] + (start - a.outer.start) * len(a.k)
+            rows = task.m.stop - start
+            self.emitter.load(LoadSpace.ACTIVATION, address, first, len(a.k), rows, self.k_tiles)
         if w not in self.w_places:
             words = len(w.k) * d
             self.w_places[w] = self.weights.take(len(w.outer) * words, hold=True)
@@ -189,7 +191,3 @@ class Streamed:
             address=self.result + (piece.m.start * self.n_tiles + piece.n.start) * d,
             stride=self.n_tiles * d, words=tiles, rows=len(piece.m), local=out, local_stride=tiles,
         )  # fmt: skip
-
-
-def _covers(outer: Span, inner: Span) -> bool:
-    return outer.start <= inner.start and inner.stop <= outer.stop

@@ -122,29 +122,20 @@ class Plan:
     """How one product is cut.
 
     ``block_rows``, ``block_tiles``: size of a block; ``first_tiles``: n tiles of the first one,
-    which the product starts with. ``piece_tiles``: n tiles of a piece. ``panels``: k tiles of each
+    which the product starts with. ``piece_tiles``: n tiles of a piece. ``first_rows``: rows of A that are loaded first. ``panels``: k tiles of each
     panel. ``keep_a``: A stays for all blocks of the same rows; ``keep_w``: W stays for all blocks.
     """
 
     shape: Shape
     dim: int
-    bus_bytes: int
     block_rows: int
     block_tiles: int
     first_tiles: int
     piece_tiles: int
+    first_rows: int
     panels: tuple[int, ...]
     keep_a: bool
     keep_w: bool
-
-    @property
-    def tile_cycles(self) -> int:
-        """Cycles in which a tile of W comes from memory."""
-        return self.dim * self.dim // self.bus_bytes
-
-    def _groups(self, m: Span) -> list[Span]:
-        """Rows that enter together at the start, so many that a tile is used while one comes."""
-        return _growing(m, max(self.tile_cycles, self.dim))
 
     def _blocks(self) -> Iterator[tuple[Span, Span]]:
         n_tiles, _ = self.shape.tiles(self.dim)
@@ -154,21 +145,29 @@ class Plan:
             for n in _cut(n_tiles - first, self.block_tiles):
                 yield m, Span(first + n.start, first + n.stop)
 
-    def _pieces(self, m: Span, n: Span, *, ramp: bool, final: bool) -> list[Piece]:
-        """Of one block, in the order in which they are completed."""
-        groups = [m]
-        if ramp and len(self.panels) == 1:  # rows are complete with their group
-            groups = self._groups(m)
+    def _cells(self, m: Span, tiles: list[Span]) -> list[tuple[Span, Span]]:
+        """Rows and n tiles of the first panel of all, in the order in which they are computed.
+
+        Twice ``first_rows`` through the first tiles, both through the others, then ever more rows:
+        behind the first few tasks operands come faster than they are used.
+        """
+        first, *others = _growing(m, self.first_rows)
+        start = first
+        cells = [(first, tiles[0])]
+        if others:
+            second = others.pop(0)
+            start = Span(first.start, second.stop)
+            cells.append((second, tiles[0]))
+        cells += [(start, t) for t in tiles[1:]]
+        return cells + [(rows, t) for rows in others for t in tiles]
+
+    def _tiles(self, n: Span, *, final: bool) -> list[Span]:
+        """n tiles of the pieces of a block; the last piece of all has one."""
         tiles = [Span(n.start + t.start, n.start + t.stop) for t in _cut(len(n), self.piece_tiles)]
-        pieces = [Piece(rows, t) for rows in groups for t in tiles]
-        if final:  # the rows of the last n tile of all are cut
-            end = pieces.pop()
-            edge = end.n.stop - 1
-            if edge > end.n.start:
-                pieces.append(Piece(end.m, Span(end.n.start, edge)))
-            rest = Span(edge, end.n.stop)
-            pieces += [Piece(rows, rest) for rows in _shrinking(end.m, self.dim)]
-        return pieces
+        if final and len(tiles[-1]) > 1:
+            last = tiles.pop()
+            tiles += [Span(last.start, last.stop - 1), Span(last.stop - 1, last.stop)]
+        return tiles
 
     def tasks(self) -> Iterator[Task]:
         """In the order in which they are computed."""
@@ -177,25 +176,37 @@ class Plan:
         for index, (m, n) in enumerate(blocks):
             use_a = 0 if self.keep_a else index
             use_w = 0 if self.keep_w else index
-            final = index == len(blocks) - 1
-            pieces = self._pieces(m, n, ramp=index == 0, final=final)
+            ramp, final = index == 0, index == len(blocks) - 1
+            tiles = self._tiles(n, final=final)
+            whole = [(m, t) for t in tiles]
+            start = self._cells(m, tiles) if ramp else whole
+            # With a single panel, rows are complete before others have come.
+            pieces = [Piece(*cell) for cell in (start if len(edges) == 1 else whole)]
+            if final:
+                end = pieces.pop()
+                pieces += [Piece(rows, end.n) for rows in _shrinking(end.m, self.dim)]
             for k in edges:
                 a = Panel(m, k, use_a)
-                ramp = index == 0 and k.start == 0
-                groups = self._groups(m) if ramp else [m]
-                for group, piece in ((g, p) for g in groups for p in pieces):
-                    rows = _meet(group, piece.m)
-                    if not len(rows):
-                        continue
-                    if ramp and piece.n == pieces[0].n:
+                begins = ramp and k.start == 0
+                ends = final and k is edges[-1]
+                for piece, rows in _walk(start if k.start == 0 else whole, pieces):
+                    parts = [k]
+                    if begins and piece.n == tiles[0]:
                         parts = _growing(k, 1, 4)
-                    elif final and k is edges[-1] and piece.n == pieces[-1].n:
-                        parts = _shrinking(k, 4)
-                    else:
-                        parts = [k]
+                    elif ends and piece.n == tiles[-1]:
+                        parts = _shrinking(k, 2)
                     for part in parts:
                         last = part.stop == edges[-1].stop and rows.stop == piece.m.stop
                         yield Task(piece, rows, a, Panel(piece.n, part, use_w), last)
+
+
+def _walk(cells: list[tuple[Span, Span]], pieces: list[Piece]) -> Iterator[tuple[Piece, Span]]:
+    """The pieces, and the rows of them, that make up each cell."""
+    for m, n in cells:
+        for piece in pieces:
+            rows = _meet(m, piece.m)
+            if piece.n == n and len(rows):
+                yield piece, rows
 
 
 def _cut(length: int, size: int) -> Iterator[Span]:
@@ -263,11 +274,13 @@ def candidates(config: Config, shape: Shape) -> Iterator[Plan]:
     n_tiles, k_tiles = shape.tiles(d)
     # Rows of A that are bursts long enough to fill the bus with as many as may be in flight.
     burst = -(-(LATENCY + 4) * config.bus_bytes // (config.outstanding * d))
+    # Rows that use a tile of W for as long as one takes to come, or half as long.
+    starts = {max(d, d * d // config.bus_bytes), d}
     room = config.activation_rows
     seen = set()
     # In a narrower panel a piece would be computed faster than the one before is drained.
     last = d // config.lanes + 2
-    widths = {min(burst, k_tiles), min(2 * burst, k_tiles), k_tiles}
+    widths = {min(width, k_tiles) for width in (max(1, burst * 2 // 3), burst, 2 * burst, k_tiles)}
     for first, steady in product(widths, (False, True)):
         for block_rows in _block_rows(config, shape):
             for piece_tiles in _piece_tiles(config, shape, block_rows):
@@ -290,15 +303,15 @@ def candidates(config: Config, shape: Shape) -> Iterator[Plan]:
                 keep_a = sides * block_rows * k_tiles + outs <= room
                 many = max(piece_tiles, min(fits // piece_tiles * piece_tiles, n_tiles))
                 few = min(4 * piece_tiles, many)
-                for first_tiles in {few, many}:
+                for first_tiles, first_rows in product({few, many}, starts):
                     plan = Plan(
                         shape=shape,
                         dim=d,
-                        bus_bytes=config.bus_bytes,
                         block_rows=block_rows,
                         block_tiles=piece_tiles if keep_a else many,
                         first_tiles=first_tiles if keep_a else many,
                         piece_tiles=piece_tiles,
+                        first_rows=first_rows,
                         panels=panels,
                         keep_a=keep_a,
                         keep_w=keep_w,
@@ -330,4 +343,4 @@ def _piece_tiles(config: Config, shape: Shape, block_rows: int) -> set[int]:
                        config.activation_rows // 16 // block_rows,
                        config.weight_rows // _SHARE // d))  # fmt: skip
     cycles = k_tiles * max(block_rows, d)
-    return {min(limit, max(1, size // cycles)) for size in (1, 512, 2048, 8192)}
+    return {min(limit, max(1, size // cycles)) for size in (1, 512, 1024, 2048, 8192)}
