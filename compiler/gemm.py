@@ -27,6 +27,8 @@ __all__ = ["MULT", "SHIFT", "Shape", "choose", "compile_gemm", "read_result", "w
 
 MULT, SHIFT = 1 << 15, 24
 """Rescale of the products from memory to int8."""
+_TASKS = 4000
+"""Matmul instructions of all plans together that are tried for one product."""
 
 
 class _Builder(Emitter):
@@ -47,10 +49,20 @@ class _Builder(Emitter):
 
 
 def choose(config: Config, shape: Shape, latency: int = LATENCY) -> tuple[Plan, int]:
-    """The plan that is estimated to be fastest with this latency of the memory, and its cycles."""
+    """The plan that is predicted to be fastest with this latency of the memory, and its cycles.
+
+    All candidates are tried where that is a matter of seconds, else those of the fewest tasks: for
+    large products the start and the end, in which plans differ, count little. Raises
+    ``DoesNotFit`` if no plan fits into the memories.
+    """
     best: tuple[int, Plan] | None = None
-    failure = None
-    for plan in candidates(config, shape):
+    failure: DoesNotFit | None = None
+    spent = 0
+    sized = [(sum(1 for _ in plan.tasks()), plan) for plan in candidates(config, shape)]
+    for tasks, plan in sorted(sized, key=lambda item: item[0]):
+        spent += tasks
+        if best is not None and spent > _TASKS:
+            break
         try:
             steps = _steps(config, [plan], 0).steps
         except DoesNotFit as error:
@@ -61,19 +73,21 @@ def choose(config: Config, shape: Shape, latency: int = LATENCY) -> tuple[Plan, 
         if best is None or time < best[0]:
             best = time, plan
     if best is None:
-        assert failure is not None
-        raise failure
+        raise failure or DoesNotFit(f"A block of {shape} does not fit into the accumulator")
     return best[1], best[0]
 
 
-def compile_gemm(config: Config, shapes: list[Shape], source: str) -> Program:
+def compile_gemm(
+    config: Config, shapes: list[Shape], source: str, latency: int = LATENCY
+) -> Program:
     """A program that computes all ``shapes``; operands in regions a0, w0, …, results in c0, ….
 
     ``source``: "scratchpad" (results int32, [m][n_tiles * D]) or "dram" (results int8, the same).
+    ``latency``: of the memory that a program from there is made for; it is correct for any.
     Raises ``DoesNotFit`` where the memories of the configuration are too small.
     """
     if source == "dram":
-        plans = [choose(config, shape)[0] for shape in shapes]
+        plans = [choose(config, shape, latency)[0] for shape in shapes]
         size = len(_steps(config, plans, 0).steps) + 1
         builder = _steps(config, plans, size * INSTRUCTION_BYTES)
         builder.emit("halt")

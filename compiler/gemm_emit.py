@@ -13,6 +13,8 @@ from systolith.isa import BY_NAME, Format, Instruction, LoadSpace, StoreSpace
 MAX_WORDS = (1 << 16) - 1
 _MAX_ROWS = 4095
 """Rows of a vector instruction."""
+_REGIONS = 48
+"""Regions of a memory in a round: fewer than a semaphore's 255 signals wait to be taken."""
 
 
 class Emitter:
@@ -77,11 +79,14 @@ class Streamed:
         self.n_tiles, self.k_tiles = plan.shape.tiles(config.dim)
         outs = min(4 * plan.block_rows * plan.piece_tiles, config.activation_rows // 2)
         split = config.activation_rows - outs
-        self.acts = Ring("activation", 0, split)
-        self.outs = Ring("activation", split, config.activation_rows)
-        self.weights = Ring("weight", 0, config.weight_rows)
         half = config.accumulator_rows // 2
-        self.halves = Ring("accumulator", 0, half), Ring("accumulator", half, 2 * half)
+        self.acts = Ring("activation", 0, split, _REGIONS)
+        self.outs = Ring("activation", split, config.activation_rows, _REGIONS)
+        self.weights = Ring("weight", 0, config.weight_rows, _REGIONS)
+        self.halves = (
+            Ring("accumulator", 0, half, _REGIONS),
+            Ring("accumulator", half, 2 * half, _REGIONS),
+        )
         self.turn = 0
         self.a_places: dict[Panel, int] = {}
         self.w_places: dict[Panel, int] = {}

@@ -30,6 +30,8 @@ LATENCY = 40
 """Cycles of the memory that plans are made for; they are correct for any."""
 _FIELD = 4095
 """Largest count of a 12-bit field."""
+_PIECES = 64
+"""Most pieces of a block."""
 _SHARE = 4
 """What is loaded ahead of its use takes at most one part in so many of a memory."""
 
@@ -122,8 +124,10 @@ class Plan:
     """How one product is cut.
 
     ``block_rows``, ``block_tiles``: size of a block; ``first_tiles``: n tiles of the first one,
-    which the product starts with. ``piece_tiles``: n tiles of a piece. ``first_rows``: rows of A that are loaded first. ``panels``: k tiles of each
-    panel. ``keep_a``: A stays for all blocks of the same rows; ``keep_w``: W stays for all blocks.
+    which the product starts with. ``piece_tiles``: n tiles of a piece. ``first_rows``: rows of A
+    that are loaded first. ``panels``: k tiles of each panel; the first ``ramps`` of them are walked
+    in growing groups of rows. ``keep_a``: A stays for all blocks of the same rows; ``keep_w``: W
+    stays for all blocks.
     """
 
     shape: Shape
@@ -134,6 +138,7 @@ class Plan:
     piece_tiles: int
     first_rows: int
     panels: tuple[int, ...]
+    ramps: int
     keep_a: bool
     keep_w: bool
 
@@ -185,11 +190,11 @@ class Plan:
             if final:
                 end = pieces.pop()
                 pieces += [Piece(rows, end.n) for rows in _shrinking(end.m, self.dim)]
-            for k in edges:
+            for number, k in enumerate(edges):
                 a = Panel(m, k, use_a)
                 begins = ramp and k.start == 0
                 ends = final and k is edges[-1]
-                for piece, rows in _walk(start if k.start == 0 else whole, pieces):
+                for piece, rows in _walk(start if number < self.ramps else whole, pieces):
                     parts = [k]
                     if begins and piece.n == tiles[0]:
                         parts = _growing(k, 1, 4)
@@ -301,9 +306,12 @@ def candidates(config: Config, shape: Shape) -> Iterator[Plan]:
                 )
                 sides = 2 if shape.m > block_rows else 1
                 keep_a = sides * block_rows * k_tiles + outs <= room
-                many = max(piece_tiles, min(fits // piece_tiles * piece_tiles, n_tiles))
+                fits = min(fits // piece_tiles, _PIECES) * piece_tiles
+                many = max(piece_tiles, min(fits, n_tiles))
                 few = min(4 * piece_tiles, many)
-                for first_tiles, first_rows in product({few, many}, starts):
+                for first_tiles, first_rows, ramps in product(
+                    {few, many}, starts, {1, len(panels)}
+                ):
                     plan = Plan(
                         shape=shape,
                         dim=d,
@@ -313,6 +321,7 @@ def candidates(config: Config, shape: Shape) -> Iterator[Plan]:
                         piece_tiles=piece_tiles,
                         first_rows=first_rows,
                         panels=panels,
+                        ramps=ramps,
                         keep_a=keep_a,
                         keep_w=keep_w,
                     )
