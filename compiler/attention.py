@@ -10,7 +10,7 @@ appended to the caches and written behind the old ones.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from systolith.compiler.allocate import DoesNotFit
@@ -25,6 +25,9 @@ AHEAD = 2
 """Most units whose scores come before the context of a unit."""
 _ROWS = 64
 """Most query rows of a unit, so that the last softmax, which nothing hides, is short."""
+
+AHEAD_OF_ONE = 6
+"""The same for one token, where the latency of a softmax is as long as many products."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,10 @@ class AttentionLowering:
         self.tile_rows = self.tiles * d
         self.p_stride = self.tiles * (2 if self.wide else 1)
         # The query heads of a key head form one product where there are few tokens: then their
-        # rows are copied to lie side by side.
-        self.gather = self.heads.group > 1 and (span.dynamic or span.count < d)
-        self.members = self.heads.group if self.gather else 1
+        # rows must lie side by side, as those of one token do anyway.
+        several = self.heads.group > 1 and (span.dynamic or span.count < d)
+        self.gather = several and (span.count > 1 or span.open)
+        self.members = self.heads.group if several else 1
         self.units = 0
         placed: dict[str, object] = {**low.placed, **low.caches}
         # Keys of 12 bits are two tensors, each with a query: their products add up to the scores.
@@ -96,7 +100,8 @@ class AttentionLowering:
         assert isinstance(out, Placed)
         self.out = out
 
-    def run(self) -> None:
+    def run(self, values: Callable[[], None]) -> None:
+        """Emits all units; ``values`` what the first scores can do without."""
         low, node = self.low, self.node
         constants = low.graph.constants
         self.param = low.parameters(
@@ -118,7 +123,10 @@ class AttentionLowering:
         waiting: deque[_Unit] = deque()
         for unit in self._units(rows):
             unit.probabilities = buffers[self.units % len(buffers)]
-            self._scores(unit)
+            scores = self._scores(unit)
+            if not self.units:
+                values()
+            self._softmax(unit, scores)
             self.units += 1
             waiting.append(unit)
             if len(waiting) > ahead:
@@ -131,7 +139,7 @@ class AttentionLowering:
     def _ahead(self) -> int:
         """Units ahead, as many as the weight memory has room for their keys and values."""
         if isinstance(self.pairs[0][2], Stationary):
-            return AHEAD
+            return AHEAD if self.span.count > 1 else AHEAD_OF_ONE
         parts = (len(self.pairs) + len(self.values)) * self.heads.head_blocks
         room = self.low.weights.free // 2 // (parts * self.tile_rows)
         return min(AHEAD, max(0, room - 1) * self.heads.per_block)
@@ -185,7 +193,7 @@ class AttentionLowering:
         results = Region("accumulator", first, first + part.count * columns)
         members = min(heads.per_block, heads.kv_heads - block * heads.per_block)
         for member in range(members):
-            for head in range(1 if self.gather else heads.group):
+            for head in range(heads.group // self.members):
                 queries = [
                     self._later(gathered[index], part)
                     if gathered
@@ -193,7 +201,7 @@ class AttentionLowering:
                     for index, (_, q, _) in enumerate(self.pairs)
                 ]
                 unit = _Unit(part, member, queries, keys, values, results, head * heads.head_blocks)
-                if member == members - 1 and (self.gather or head == heads.group - 1):
+                if member == members - 1 and head == heads.group // self.members - 1:
                     release = [(ring, first)]
                     if held and part.first + part.count == self.span.first + self.span.count:
                         release.append((self.low.weights, keys[0].start))
@@ -303,9 +311,11 @@ class AttentionLowering:
         return Region("weight", first, first + rows * hb)
 
     def _queries(self, q: Placed, part: Span, block: int, head: int) -> _Queries:
-        """The rows of one query head where they are."""
-        first = (block * self.heads.group + head) * self.heads.head_blocks * q.planes
-        return _Queries(q.row(part) + first, q.stride, q.bits == 16, q.region(part))
+        """The rows of one query head where they are; those of one token, of a whole group."""
+        rows = self.heads.head_blocks * q.planes
+        first = (block * self.heads.group + head) * rows
+        stride = q.stride if self.members == 1 else rows
+        return _Queries(q.row(part) + first, stride, q.bits == 16, q.region(part))
 
     def _later(self, gathered: _Queries, part: Span) -> _Queries:
         """The rows of some tokens among gathered ones."""
@@ -352,9 +362,9 @@ class AttentionLowering:
             return {}, {"rows": Registers.GROUP_ROWS_16}
         return {"rows": unit.span.count * self.members}, {}
 
-    def _scores(self, unit: _Unit) -> None:
-        """Scores of a unit, then their softmax."""
-        low, node, heads = self.low, self.node, self.heads
+    def _scores(self, unit: _Unit) -> Region:
+        """Scores of a unit."""
+        low, heads = self.low, self.heads
         dynamic = unit.span.dynamic
         rows = unit.span.count * self.members
         # While the softmax reads one half, scores and contexts of others fill the other one.
@@ -388,11 +398,15 @@ class AttentionLowering:
                 reads=(query.region, key),
                 writes=(scores,),
             )
-        p = unit.probabilities
+        return scores
+
+    def _softmax(self, unit: _Unit, scores: Region) -> None:
+        low, node, p = self.low, self.node, unit.probabilities
+        rows = unit.span.count * self.members
         low.emit(
             "softmax",
             {
-                "a": acc,
+                "a": scores.start,
                 "a_stride": self.tiles,
                 "d": p,
                 "d_stride": self.p_stride,
@@ -402,7 +416,7 @@ class AttentionLowering:
                 "mult": node.score_mult,
                 **self._limits(unit.span, rows),
             },
-            self._limit_registers(dynamic),
+            self._limit_registers(unit.span.dynamic),
             reads=(scores,),
             writes=(Region("activation", p, p + rows * self.p_stride),),
         )
@@ -426,7 +440,7 @@ class AttentionLowering:
         low, heads = self.low, self.heads
         p = unit.probabilities
         rows = unit.span.count * self.members
-        columns = heads.head_blocks * (1 if self.gather else heads.group)
+        columns = heads.head_blocks * heads.group // self.members
         fields, registers = self._matmul_rows(unit)
         if unit.span.dynamic:
             registers = registers | {"k_tiles": Registers.TILES_20}

@@ -25,7 +25,7 @@ from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
 from systolith.compiler.moves import without_moves
 from systolith.compiler.nodes import lower, rope_row_bytes
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
 from systolith.compiler.tensors import Placed, Registers, Span, Unsupported
 from systolith.config import Config
 from systolith.fixed import Int
@@ -192,7 +192,7 @@ class _Decoder:
         # The first weights come in while the embedding is gathered.
         body = prefetch(body, self.config.queue_depth)
         ahead = next(i for i, step in enumerate(body) if not step.constant)
-        prompt = [*head, *synchronize([*body[:ahead], *gather, *body[ahead:]])]
+        prompt = [*head, *overlap(synchronize([*body[:ahead], *gather, *body[ahead:]]))]
         prompt += self._segment(lambda: self._prompt_end(head[0]))
 
         low.begin()
@@ -201,7 +201,7 @@ class _Decoder:
         token = self._segment(lambda: self._token_body(one))
         first, token = self._leading(token)
         again = [*token, *first]
-        token = synchronize(prefetch(again, self.config.queue_depth))
+        token = overlap(synchronize(prefetch(again, self.config.queue_depth)))
         token += self._segment(lambda: alu(low, AluOp.ADD, R.POSITION, R.POSITION, 1))
         # The loads that a token makes for the next one, for the first of all.
         copies = [
@@ -361,6 +361,8 @@ class _Decoder:
         alu(low, AluOp.ADD, R.POSITION, R.POSITION, R.TOKENS)
         low.emit("fence", {})
         branch(low, Condition.LT, R.POSITION, R.PROMPT, loop)
+        # Where the device chooses, the token to stop at is known from here on.
+        low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.PROMPT)})
 
     def _tail(self, again: Step) -> None:
         """The next token: the arg-max, into ``tokens`` and register B; then it is processed."""
@@ -375,14 +377,14 @@ class _Decoder:
         low.emit("storew", {"address": self.tokens}, {"address": R.A, "value": R.B})
         alu(low, AluOp.ADD, R.A, R.B, R.C)
         low.emit("mark", {}, {"x": R.A})
-        go_on = low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.A)})
-        stop = branch(low, Condition.EQ, R.A, R.B)
+        go_on = branch(low, Condition.EQ, R.PROMPT, R.B)
         branch(low, Condition.LT, R.C, R.TOTAL, again)
-        stop.target = low.emit("halt", {})
+        go_on.target = low.emit("halt", {})
         ask.target = alu(low, AluOp.ADD, R.B, R.B, R.C)
         low.emit("mark", {}, {"x": R.B})
         poll = low.emit("ldr", {"address": self.tokens, "rd": int(R.B)}, {"address": R.A})
         branch(low, Condition.EQ, R.B, PENDING, poll)
+        low.emit("ldr", {"address": self.control + STOP_WORD, "rd": int(R.PROMPT)})
         branch(low, Condition.ALWAYS, 0, 0, go_on)
 
 

@@ -27,7 +27,8 @@ def cycles(item: Instruction, config: Config, context: int) -> int:
     match item.op:
         case "matmul":
             passes = get("rows", 1) * (2 if item.get("wide") else 1)
-            work = get("k_tiles", tiles) * get("n_tiles", tiles) * max(passes, d // config.weight_ports)
+            work = get("k_tiles", tiles) * get("n_tiles", tiles)
+            work *= max(passes, d // config.weight_ports)
         case "load":
             work = get("rows", 1) * get("words", context // 2) * (d // config.bus_bytes)
         case "store":

@@ -15,7 +15,7 @@ from systolith.compiler.gemm_emit import MAX_WORDS, Emitter, Streamed
 from systolith.compiler.gemm_plan import LATENCY, Plan, Shape, candidates
 from systolith.compiler.layout import parameter_rows, plain, weight_rows
 from systolith.compiler.memory import Memory
-from systolith.compiler.schedule import prefetch, synchronize
+from systolith.compiler.schedule import overlap, prefetch, synchronize
 from systolith.compiler.timing import Memory as Bus
 from systolith.compiler.timing import simulate
 from systolith.config import Config
@@ -162,7 +162,7 @@ def _steps(config: Config, plans: list[Plan], code_bytes: int) -> _Builder:
         Streamed(builder, plan, a, w, result).emit(parameters)
     for step in builder.steps:
         step.cycles = cycles(step.instruction, config, 1)
-    builder.steps = synchronize(prefetch(builder.steps, config.queue_depth))
+    builder.steps = overlap(synchronize(prefetch(builder.steps, config.queue_depth)))
     return builder
 
 

@@ -15,6 +15,8 @@ from systolith.compiler.tensors import Placed, Span
 from systolith.graph import Linear, int8_weight
 from systolith.isa import Format, LoadSpace, TableMode
 
+HALVES_FROM = 4
+"""Tiles along the contraction from which one token's products come in two halves."""
 MOST_ROWS = 2048
 """Weight rows of a chunk, if a tile of outputs does not need more: products begin soon."""
 
@@ -70,31 +72,41 @@ def linear(
 
 
 def multiply(low: Lowering, x: Placed, span: Span, weights: Region, n_tiles: int) -> Region:
-    """Emits the product of a span of x and ``n_tiles`` output tiles; its accumulator rows."""
+    """Emits the product of a span of x and ``n_tiles`` output tiles; its accumulator rows.
+
+    Of one token with weights on chip, the first half of the contraction need not wait for the
+    second half of x.
+    """
     d, k_tiles = low.config.dim, x.layout.blocks
     first = low.accumulator().take(span.count * n_tiles)
     accumulator = Region("accumulator", first, first + span.count * n_tiles)
     rows, registers = span.rows_16()
-    low.emit(
-        "matmul",
-        {
-            "act": x.row(span),
-            "act_stride": x.stride,
-            "k_tiles": k_tiles,
-            "weight": weights.start,
-            "n_tiles": n_tiles,
-            "acc": first,
-            "acc_stride": n_tiles,
-            "w_stride_n": k_tiles * d,
-            "w_stride_k": d,
-            "wide": int(x.bits == 16),
-            "signed": 1,
-            **rows,
-        },
-        registers,
-        reads=(x.region(span), weights),
-        writes=(accumulator,),
-    )
+    half = k_tiles
+    if low.resident and span.count == 1 and k_tiles >= HALVES_FROM:
+        half = (k_tiles + 1) // 2
+    for k in range(0, k_tiles, half):
+        tiles = min(half, k_tiles - k)
+        low.emit(
+            "matmul",
+            {
+                "act": x.row(span) + k * x.planes,
+                "act_stride": x.stride,
+                "k_tiles": tiles,
+                "weight": weights.start + k * d,
+                "n_tiles": n_tiles,
+                "acc": first,
+                "acc_stride": n_tiles,
+                "w_stride_n": k_tiles * d,
+                "w_stride_k": d,
+                "wide": int(x.bits == 16),
+                "signed": 1,
+                "accumulate": int(k > 0),
+                **rows,
+            },
+            registers,
+            reads=(x.region(span, k, tiles), weights),
+            writes=(accumulator,),
+        )
     return accumulator
 
 
@@ -109,6 +121,8 @@ def _chunk(low: Lowering, k_tiles: int, n_tiles: int, tokens: int, period: int) 
         weights = max(1, rows // (k_tiles * low.config.dim))
     accumulators = max(1, low.config.accumulator_rows // 4 // tokens)
     chunk = min(weights, accumulators, n_tiles, 1023)
+    if low.resident and tokens == 1 and n_tiles >= 2 * HALVES_FROM:
+        chunk = min(chunk, (n_tiles + 1) // 2)
     if period and chunk < n_tiles:
         chunk = max(1, chunk // period) * period
     return chunk

@@ -481,7 +481,7 @@ class Lowering:
                     written = Region("weight", values["d"], values["d"] + span.count)
             else:
                 values |= {"d": out.row(span) + block * out.planes, "d_stride": out.stride}
-                written = out.region(span)
+                written = out.region(span, block, length)
             self.emit("vector", values, registers, reads=touched, writes=(written,))
 
     def _key_rows_of_one(

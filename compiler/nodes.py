@@ -38,22 +38,52 @@ def lower(
     what follows a node: stores of what is wanted elsewhere.
     """
     nodes = list(nodes)
-    last = low.last_uses(nodes)
-    for node in nodes:
-        if isinstance(node, ArgMax) or (isinstance(node, Linear) and node.out in low.fused):
-            continue  # a fused layer is emitted by the node that reads it
+    late = _late(low, nodes, span)
+    nodes = [node for node in nodes if not any(node in group for group in late.values())]
+    last = low.last_uses(node for each in nodes for node in (*late.get(each.name, ()), each))
+
+    def emit(node: Node) -> None:
         low.label = node.name
         if isinstance(node, (Embedding, Given)):
             low.place(node.out, span)
             inputs(low, node, span)
+        elif isinstance(node, Attention):
+            # The late nodes have their places before, so that attention knows them.
+            for each in late.get(node.name, ()):
+                low.place(each.out, span)
+            AttentionLowering(low, node, span).run(lambda: emit_late(node))
         elif type(node) in _LOWER:
             _LOWER[type(node)](low, node, span)
         else:
             raise Unsupported(f"{node.name}: a program cannot have {type(node).__name__} nodes yet")
         results(low, node, span)
+
+    def emit_late(attention: Node) -> None:
+        for each in late.get(attention.name, ()):
+            emit(each)
+        low.label = attention.name
+
+    for node in nodes:
+        if isinstance(node, ArgMax) or (isinstance(node, Linear) and node.out in low.fused):
+            continue  # a fused layer is emitted by the node that reads it
+        emit(node)
+        done = {node.name, *(each.name for each in late.get(node.name, ()))}
         for name, reader in last.items():
-            if reader == node.name and name in low.placed and name not in keep:
+            if reader in done and name in low.placed and name not in keep:
                 low.release(name)
+
+
+def _late(low: Lowering, nodes: list[Node], span: Span) -> dict[str, list[Node]]:
+    """Attention by name → nodes of one token that make its values, which the scores do not need."""
+    if span.count > 1:
+        return {}
+    late: dict[str, list[Node]] = {}
+    for node in nodes:
+        if isinstance(node, Lookup) and node.out in low.keys:
+            reader = low.graph.consumers(node.out)[0]
+            if isinstance(reader, Attention) and node.out in (reader.v, reader.v_low):
+                late.setdefault(reader.name, []).append(node)
+    return late
 
 
 def last_token(low: Lowering, node: Node) -> bool:
@@ -160,10 +190,6 @@ def _lookup(low: Lowering, node: Lookup, span: Span) -> None:
     low.elementwise(fields, low.source(node.x, span), out, span, reads=(region,))
 
 
-def _attention(low: Lowering, node: Attention, span: Span) -> None:
-    AttentionLowering(low, node, span).run()
-
-
 _LOWER: dict[type[Node], Emit] = {
     Norm: _norm,
     Linear: _linear,
@@ -171,7 +197,6 @@ _LOWER: dict[type[Node], Emit] = {
     Add: _add,
     Multiply: _multiply,
     Lookup: _lookup,
-    Attention: _attention,
 }
 
 

@@ -1,9 +1,10 @@
 """From instructions in program order to instructions that overlap: prefetch and semaphores.
 
-The lowering emits *steps*: an instruction with the regions that it reads and writes. Two passes
+The lowering emits *steps*: an instruction with the regions that it reads and writes. Three passes
 follow. `prefetch` moves loads of constants ahead of the work that needs them, as far as the regions
 allow and the bus can use. `synchronize` finds every pair of steps on different units that touch the
-same region, at least one of them writing, and orders them by semaphores.
+same region, at least one of them writing, and orders them by semaphores. `overlap` marks the vector
+instructions that need not wait for the ones before them.
 """
 
 from collections import defaultdict
@@ -171,4 +172,26 @@ def synchronize(steps: Sequence[Step]) -> list[Step]:
         touches.note(step, index)
     for step, wait, signal in zip(steps, waits, signals, strict=True):
         step.instruction = replace(step.instruction, wait=wait, signal=signal)
+    return list(steps)
+
+
+def overlap(steps: Sequence[Step]) -> list[Step]:
+    """Marks the steps of the vector unit that may start before the ones before have finished.
+
+    A step is ``independent`` if it reads nothing that is written from the last step without the
+    mark on. The first one behind a branch or at the target of one has no mark.
+    """
+    targets = {id(step.target) for step in steps if step.target is not None}
+    unfinished: list[Region] | None = None  # None: what comes before is not known
+    for step in steps:
+        if step.instruction.op == "branch" or id(step) in targets:
+            unfinished = None
+        if step.unit != Unit.VECTOR:
+            continue
+        independent = unfinished is not None and not any(
+            read.overlaps(written) for read in step.reads for written in unfinished
+        )
+        unfinished = [*(unfinished or [] if independent else []), *step.writes]
+        fields = {**step.instruction.fields, "independent": int(independent)}
+        step.instruction = replace(step.instruction, fields=fields)
     return list(steps)

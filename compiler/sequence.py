@@ -19,7 +19,7 @@ from systolith.compiler.memory import Memory
 from systolith.compiler.moves import without_moves
 from systolith.compiler.nodes import lower
 from systolith.compiler.passes import find_passes
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
 from systolith.compiler.tensors import Cached, Placed, Registers, Span, Stationary
 from systolith.config import Config
 from systolith.errors import UserError
@@ -175,7 +175,7 @@ class _Sequence:
         low.emit("halt", {})
         body, end = low.steps[:-1], low.steps[-1]
         body = [step for step in body if step.instruction.op not in without]
-        return [*synchronize(prefetch(body, self.config.queue_depth)), end]
+        return [*overlap(synchronize(prefetch(body, self.config.queue_depth))), end]
 
     def _block(self, index: int, span: Span) -> None:
         """One pass over the tokens of a span."""

@@ -23,6 +23,7 @@ class Registers(IntEnum):
     POSITION = 1
     """Tokens already in the caches."""
     PROMPT = 2
+    """Tokens of the prompt; behind it, the token to stop at."""
     TOTAL = 3
     TOKENS = 4
     """Tokens of the block, M."""
@@ -101,9 +102,12 @@ class Placed:
         """First row of a span's tokens."""
         return self.first + (span.first - self.origin) * self.stride
 
-    def region(self, span: Span) -> Region:
-        """All rows of a span's tokens."""
+    def region(self, span: Span, block: int = 0, blocks: int | None = None) -> Region:
+        """All rows of a span's tokens; of one token, the rows of some blocks if only they count."""
         first = self.row(span)
+        if span.count == 1 and blocks is not None:
+            first += block * self.planes
+            return Region("activation", first, first + blocks * self.planes)
         return Region("activation", first, first + span.count * self.stride)
 
 

@@ -19,6 +19,8 @@ COMMANDS = {
     "quantize": "cli_model",
     "export": "cli_model",
     "compile": "cli_model",
+    "run": "cli_run",
+    "embed": "cli_run",
     "generate": "cli_text",
     "demo": "cli_text",
     "report": "cli_report",

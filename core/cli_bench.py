@@ -205,9 +205,10 @@ def decode(
 
         graph = llama(8, seed=seed)
     else:
-        from systolith.cli_load import quantized, steps
+        from systolith.cli_load import language_model
 
-        graph, _ = quantized(model, tokenizer, steps())
+        with bar() as step:
+            graph, _ = language_model(model, tokenizer, lambda text: step(text, 0.0))
     result = measure_decode(
         graph, config, resident=resident, prompt=prompt, tokens=(2, 2 + tokens), seed=seed,
         latency=latency,

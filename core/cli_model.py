@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from systolith.cli_load import language_model
+from systolith.cli_load import load_artifact
 from systolith.cli_options import PIN, SUFFIX, bar, config_option, pinned, steps
 from systolith.config import load_config
 from systolith.errors import UserError
@@ -81,18 +81,35 @@ def export(model: Path, output: Path) -> None:
 @click.argument("model")
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
 @config_option("bench")
-@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="Program file.")
+@click.option("--tokens", type=int, help="Longest sequence, if not the longest possible.")
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path), help="A .slp file.")
 @click.option("--listing", is_flag=True, help="Print the instructions.")
 def compile(
-    model: str, tokenizer: str | None, config_name: str, output: Path, listing: bool
+    model: str,
+    tokenizer: str | None,
+    config_name: str,
+    tokens: int | None,
+    output: Path,
+    listing: bool,
 ) -> None:
-    """Compile a checkpoint or quantized model to a program image."""
+    """Compile a checkpoint or quantized model to a program image.
+
+    A language model becomes a program that writes text, any other one for whole sequences, which
+    `run` takes.
+    """
     config = load_config(config_name)
     from systolith import isa
     from systolith.compiler.decoder import compile_decoder
+    from systolith.compiler.describe import described
+    from systolith.compiler.sequence import compile_sequence
 
-    graph, _ = language_model(model, tokenizer, steps())
-    program = compile_decoder(graph, config)
+    graph = load_artifact(model, tokenizer, steps()).graph
+    if graph.generative:
+        program = compile_decoder(graph, config, context=tokens)
+    else:
+        longest = min(graph.context, config.max_length)
+        program = compile_sequence(graph, config, tokens=longest if tokens is None else tokens)
+    program = described(program, graph)
     program.save(output)
     if listing:
         click.echo(isa.listing(program.code()))

@@ -11,6 +11,8 @@ from systolith.errors import UserError
 
 SUFFIX = ".slq"
 """Of quantized-model files."""
+PROGRAM_SUFFIX = ".slp"
+"""Of program files."""
 
 Step = Callable[..., None]
 """Told what happens, in a phrase, and which part of the work (0 to 1) is behind it, if known."""

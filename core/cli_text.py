@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from systolith.cli_counters import CLOCK_MHZ, clock_option, shares, show_table
 from systolith.cli_load import language_model
 from systolith.cli_options import backend_option, config_option, steps
 from systolith.cli_report import check_output
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from systolith.sim.generate import Generation
     from systolith.sim.writer import Request
 
-CLOCK_MHZ = 100.0
 DEMO_PROMPT = "If the expression"
 DEMO_TOKENS = 48
 
@@ -110,29 +110,16 @@ def _write_text(
 
 def _report(result: "Generation", config: Config, clock: float) -> None:
     """What the hardware counters say."""
-    from rich.console import Console
-    from rich.table import Table
-
-    counters = result.counters
-    cycles = counters["CYCLES"]
-    moved = counters["READ_BYTES"] + counters["WRITE_BYTES"]
-    rows = [
-        ("cycles", f"{cycles:,}"),
-        ("cycles per new token (prompt included)", f"{cycles / result.new:,.0f}"),
-        (f"tokens/s at {clock:g} MHz", f"{result.new * clock * 1e6 / cycles:,.0f}"),
-        ("array: a matmul under way", f"{counters['MATMUL_BUSY'] / cycles:.1%} of the cycles"),
-        ("array: rows entering", f"{counters['ARRAY_ROWS'] / cycles:.1%} of the cycles"),
-        ("vector unit busy", f"{counters['VECTOR_BUSY'] / cycles:.1%} of the cycles"),
-        (
-            "bus",
-            f"{moved / cycles / config.bus_bytes:.1%} of {config.bus_bytes} bytes per cycle",
-        ),
-        ("simulation", f"{result.simulated / result.seconds:,.0f} cycles/s"),
-    ]
-    table = Table(show_header=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    Console().print(table)
+    cycles = result.counters["CYCLES"]
+    show_table(
+        [
+            ("cycles", f"{cycles:,}"),
+            ("cycles per new token (prompt included)", f"{cycles / result.new:,.0f}"),
+            (f"tokens/s at {clock:g} MHz", f"{result.new * clock * 1e6 / cycles:,.0f}"),
+            *shares(result.counters, config),
+            ("simulation", f"{result.simulated / result.seconds:,.0f} cycles/s"),
+        ]
+    )
 
 
 @click.command()
@@ -156,7 +143,7 @@ def _report(result: "Generation", config: Config, clock: float) -> None:
 @click.option("--stop", "stops", multiple=True, help="Text to end behind; may be given again.")
 @backend_option
 @config_option("bench")
-@click.option("--clock", default=CLOCK_MHZ, show_default=True, help="MHz, for tokens per second.")
+@clock_option
 @click.option("--waves", type=click.Path(path_type=Path), help="File for the waveform (rtl).")
 @click.option(
     "--trace",

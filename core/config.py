@@ -48,6 +48,9 @@ class Config:
     """Longest norm row. A power of two, at most 4096 (4095 features)."""
     queue_depth: int = 8
     """Instructions that wait in front of each unit."""
+    instruction_rows: int = 0
+    """Instructions that stay on chip after they were fetched: a loop of so many, less 16, is read
+    from memory once. 0, or a power of two from 32 to 4096."""
     max_burst: int = 64
     """Longest AXI burst in beats, at most 256."""
     outstanding: int = 4
@@ -60,7 +63,8 @@ class Config:
 
         for field in fields(self):
             value = getattr(self, field.name)
-            check(field.name, type(value) is int and value > 0, "a positive integer")
+            if field.name != "instruction_rows":
+                check(field.name, type(value) is int and value > 0, "a positive integer")
         check("dim", self.dim in (4, 8, 16, 32), "one of 4, 8, 16, 32")
         lanes = [v for v in (2, 4, 8, 16, 32) if self.dim // 8 <= v <= self.dim]
         check("lanes", self.lanes in lanes, f"one of {lanes} at dim {self.dim}")
@@ -81,6 +85,12 @@ class Config:
             check(name, good, f"a power of two from {low} to {high}")
         check("weight_ports", self.weight_ports in (1, 2, 4), "one of 1, 2, 4")
         check("queue_depth", 2 <= self.queue_depth <= 64, "from 2 to 64")
+        rows = self.instruction_rows
+        check(
+            "instruction_rows",
+            type(rows) is int and (rows == 0 or (32 <= rows <= 4096 and rows & (rows - 1) == 0)),
+            "0 or a power of two from 32 to 4096",
+        )
         check("max_burst", 1 <= self.max_burst <= 256, "from 1 to 256")
         check("outstanding", 1 <= self.outstanding <= 16, "from 1 to 16")
 

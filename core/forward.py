@@ -38,6 +38,21 @@ class ForwardError(UserError):
     """Inputs that a graph cannot process."""
 
 
+def real_output(x: Int, scale: ArrayLike, output: Output) -> NDArray[np.float64]:
+    """What the host makes of an output's integers (T, channels) of a ``scale``."""
+    y = x * np.array(scale)
+    match output.pool:
+        case "first":
+            y = y[0]
+        case "last":
+            y = y[-1]
+        case "mean":
+            y = y.mean(axis=0)
+    if output.normalize:
+        y = y / np.maximum(np.linalg.norm(y, axis=-1, keepdims=True), 1e-12)
+    return y
+
+
 class IntegerModel:
     """A graph and the state of one sequence: its key and value caches and its length.
 
@@ -78,17 +93,7 @@ class IntegerModel:
 
     def real(self, x: Int, output: Output) -> NDArray[np.float64]:
         """What the host makes of an output's integers (T, channels)."""
-        y = x * np.array(self.graph.tensors[output.tensor].scale)
-        match output.pool:
-            case "first":
-                y = y[0]
-            case "last":
-                y = y[-1]
-            case "mean":
-                y = y.mean(axis=0)
-        if output.normalize:
-            y = y / np.maximum(np.linalg.norm(y, axis=-1, keepdims=True), 1e-12)
-        return y
+        return real_output(x, self.graph.tensors[output.tensor].scale, output)
 
     def trace(self, inputs: Mapping[str, ArrayLike] | Iterable[int]) -> dict[str, Int]:
         """Processes the next T tokens; returns every tensor of the graph by name, (T, channels).

@@ -170,6 +170,11 @@ _DMA = (
 )
 
 _VECTOR = (
+    _flag(
+        "independent", 7,
+        "reads nothing that the vector instructions before it write, back to and including the "
+        "last one without this flag: it may start before they have finished",
+    ),
     Field("a", 2, 0, 20, "first row of source A"),
     Field("a_stride", 2, 20, 12, "memory rows from one row of A to the next"),
     Field("d", 4, 0, 20, "first row of the destination"),

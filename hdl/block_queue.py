@@ -7,8 +7,6 @@ from amaranth.lib.wiring import In, Out
 
 from systolith.hdl.pipeline import Credits
 
-_PLACES = 4
-
 
 class BlockQueue(wiring.Component):
     """Four places for the answers of a memory that cannot be held up.
@@ -30,6 +28,8 @@ class BlockQueue(wiring.Component):
         A register: a place is free and not claimed.
     """
 
+    PLACES = 4
+
     def __init__(self, shape) -> None:
         self.shape = shape
         super().__init__(
@@ -46,10 +46,10 @@ class BlockQueue(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.submodules.places = places = Memory(shape=self.shape, depth=_PLACES, init=[])
+        m.submodules.places = places = Memory(shape=self.shape, depth=self.PLACES, init=[])
         write, read = places.write_port(), places.read_port(domain="comb")
-        m.submodules.credits = credits = Credits(_PLACES)
-        level = Signal(range(_PLACES + 1))
+        m.submodules.credits = credits = Credits(self.PLACES)
+        level = Signal(range(self.PLACES + 1))
         m.d.comb += [
             write.en.eq(self.push),
             Value.cast(write.data).eq(Value.cast(self.i)),

@@ -28,6 +28,8 @@ class FetchParameters(wiring.Component):
         Blocks in a row.
     uniform : in, 1
         Every block uses the first parameter row.
+    busy : out, 1
+        Beats of the last start have not been taken; from the cycle after it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,6 +45,7 @@ class FetchParameters(wiring.Component):
                 "rows": In(12),
                 "blocks": In(12),
                 "uniform": In(1),
+                "busy": Out(1),
             }
         )
 
@@ -61,6 +64,7 @@ class FetchParameters(wiring.Component):
             ahead.eq(Mux(wraps, first, address + 1)),
             self.memory.addr.eq(Mux(goes, ahead, address)),
             self.memory.en.eq(active),
+            self.busy.eq(active),
             Value.cast(self.o.payload).eq(Value.cast(self.memory.data)),
         ]
         new_first, new_beats, new_period = Signal(bits), Signal(beat_bits), Signal(beat_bits)

@@ -1,12 +1,12 @@
 """Reads instructions from memory ahead of their execution, and single words for ``ldr``."""
 
-from amaranth import Cat, Module, Mux, ResetInserter, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
 from systolith.hdl.axi import ReadClient
+from systolith.hdl.instruction_buffer import InstructionBuffer
 from systolith.hdl.layouts import PC_BITS
 from systolith.isa import INSTRUCTION_BYTES
 
@@ -25,8 +25,10 @@ class InstructionFetch(wiring.Component):
 
     Bursts of ``BURST`` instructions, aligned to their size, so that none crosses 4 KiB. Requests
     are sent only for what the buffer has room for: beats are always taken at once, and nothing that
-    is not consumed can block the bus. A restart drops what was fetched and what is still on its
-    way. One word a cycle; the first one four cycles after its beat.
+    is not consumed can block the bus. One word a cycle; the first one three cycles after its beat.
+    With ``instruction_rows`` the buffer keeps that many instructions, the last ones fetched, and a
+    restart at one of them fetches nothing: a loop that is not longer, by ``AHEAD`` instructions, is
+    read from memory once. Otherwise a restart drops what was fetched and what is on its way.
 
     ``ldr`` words go through the same client, behind the instructions that have been requested; no
     further instructions are requested in the meantime. One ``ldr`` at a time, no restart during it.
@@ -42,8 +44,10 @@ class InstructionFetch(wiring.Component):
     loaded : stream of ``FETCHED``, out
         The words at ``addresses``.
     restart : in, 1; pc : in, 24
-        Drops everything; the next word is the first of instruction ``pc``. What ``words`` offers in
-        this very cycle is of before.
+        The next word is the first of instruction ``pc``, two cycles later if the instruction is in
+        the buffer. What ``words`` offers in this very cycle is of before.
+    flush : in, 1
+        With ``restart``: memory holds another program.
     stop : in, 1
         No further requests are sent.
     beat : out, 1
@@ -60,6 +64,7 @@ class InstructionFetch(wiring.Component):
                 "addresses": In(stream.Signature(32)),
                 "loaded": Out(stream.Signature(FETCHED)),
                 "restart": In(1),
+                "flush": In(1),
                 "pc": In(PC_BITS),
                 "stop": In(1),
                 "beat": Out(1),
@@ -72,13 +77,19 @@ class InstructionFetch(wiring.Component):
         size = bus_bytes.bit_length() - 1
         longest = min(self.config.max_burst, BURST * INSTRUCTION_BYTES // bus_bytes)
         burst_bits = longest.bit_length() - 1  # log2 of the beats of an aligned burst
-        capacity = AHEAD * INSTRUCTION_BYTES // bus_bytes
+        m.submodules.buffer = buffer = InstructionBuffer(
+            8 * bus_bytes + 1,
+            INSTRUCTION_BYTES // bus_bytes,
+            AHEAD,
+            max(AHEAD, self.config.instruction_rows),
+        )
+        drop = Signal()
+        m.d.comb += drop.eq(self.restart & ~buffer.hit)
 
         # Requests, through a register: what is in it counts as in flight.
         requested = Signal()
         request = Signal.like(self.bus.requests.payload, reset_less=True)
         next_beat = Signal(32 - size, reset_less=True)
-        room = Signal(range(capacity + 1), init=capacity)
         in_flight = Signal(range(_IN_FLIGHT + 1))
         stale = Signal(range(_IN_FLIGHT + 1))
         loading = Signal()
@@ -96,7 +107,7 @@ class InstructionFetch(wiring.Component):
             load.eq(free & self.addresses.valid & ~loading & ~self.stop),
             ask.eq(
                 free & started & ~self.restart & ~self.addresses.valid & ~loading & ~self.stop
-                & (room >= beats)
+                & (buffer.free >= beats)
             ),
             self.addresses.ready.eq(free & ~loading & ~self.stop),
         ]  # fmt: skip
@@ -129,11 +140,11 @@ class InstructionFetch(wiring.Component):
             arrived.eq(self.bus.data.valid),
             ended.eq(arrived & answer.last),
             is_loaded.eq(arrived & loading & (in_flight == 1)),
-            is_instruction.eq(arrived & ~is_loaded & (stale == 0) & ~self.restart),
+            is_instruction.eq(arrived & ~is_loaded & (stale == 0) & ~drop),
             self.beat.eq(arrived & ~is_loaded),
         ]
         m.d.sync += in_flight.eq(in_flight + (load | ask) - ended)
-        with m.If(self.restart):
+        with m.If(drop):
             m.d.sync += [
                 stale.eq(in_flight - ended),
                 next_beat.eq(address[size:]),
@@ -153,17 +164,18 @@ class InstructionFetch(wiring.Component):
             ]
 
         # Beats wait in a memory, and leave it word by word through a register.
-        m.submodules.buffer = buffer = ResetInserter(self.restart)(
-            SyncFIFOBuffered(width=8 * bus_bytes + 1, depth=capacity)
-        )
         position = Signal(max(size - 2, 0))
         advance = Signal()
-        beat = buffer.r_data[:-1]
+        beat = buffer.beat[:-1]
         m.d.comb += [
             buffer.w_data.eq(Cat(answer.data, answer.error)),
-            buffer.w_en.eq(is_instruction),
-            advance.eq(buffer.r_rdy & (~self.words.valid | self.words.ready)),
-            buffer.r_en.eq(advance & position.all()),
+            buffer.write.eq(is_instruction),
+            buffer.requested.eq(Mux(ask, beats, 0)),
+            buffer.restart.eq(self.restart),
+            buffer.pc.eq(self.pc),
+            buffer.flush.eq(self.flush),
+            advance.eq(buffer.valid & (~self.words.valid | self.words.ready)),
+            buffer.next.eq(advance & position.all()),
         ]
         with m.If(self.words.ready):
             m.d.sync += self.words.valid.eq(0)
@@ -171,10 +183,9 @@ class InstructionFetch(wiring.Component):
             m.d.sync += [
                 self.words.valid.eq(1),
                 self.words.payload.data.eq(beat.word_select(position, 32)),
-                self.words.payload.error.eq(buffer.r_data[-1]),
+                self.words.payload.error.eq(buffer.beat[-1]),
                 position.eq(position + 1),
             ]
-        m.d.sync += room.eq(room - Mux(ask, beats, 0) + buffer.r_en)
         with m.If(self.restart):
-            m.d.sync += [self.words.valid.eq(0), position.eq(0), room.eq(capacity)]
+            m.d.sync += [self.words.valid.eq(0), position.eq(0)]
         return m

@@ -57,27 +57,26 @@ class Semaphores(wiring.Component):
         m = Module()
         for index in range(SEMAPHORES):
             count = Signal(SEMAPHORE_BITS, name=f"count_{index}")
-            m.d.comb += [
-                self.available[index].eq(count != 0),
-                self.full[index].eq(count.all()),
-            ]
+            # A register of its own: what starts depends on it within the cycle.
+            available = Signal(name=f"available_{index}")
+            m.d.comb += [self.available[index].eq(available), self.full[index].eq(count.all())]
             with m.If(self.signal[index] & ~self.take[index]):
-                m.d.sync += count.eq(count + 1)
+                m.d.sync += [count.eq(count + 1), available.eq(~count.all())]
             with m.Elif(self.take[index] & ~self.signal[index]):
-                m.d.sync += count.eq(count - 1)
+                m.d.sync += [count.eq(count - 1), available.eq(count != 1)]
         return m
 
 
 class Issue(wiring.Component):
     """Starts queued instructions when their semaphores allow, and signals when they are finished.
 
-    The head of each queue takes its semaphores when they are all there; from the next cycle on it
-    is offered to its unit. Units do not hinder each other: a semaphore has one producer and one
+    The head of each queue takes its semaphores when they are all there; from that cycle on it is
+    offered to its unit. Units do not hinder each other: a semaphore has one producer and one
     consumer. Of the wait mask of an instruction only the semaphores that its unit consumes count,
     of the signal mask those that it produces. A unit may have up to ``UNDER_WAY`` instructions
-    begun and not finished; ``done`` refers to the oldest. An instruction is offered two cycles
-    after it was queued at the earliest, and a unit can take one every other cycle. A signal lets
-    another unit's instruction be offered two cycles after ``done``.
+    begun and not finished; ``done`` refers to the oldest. An instruction is offered in
+    the cycle after it was queued at the earliest, and a unit can take one every cycle. A signal
+    lets another unit's instruction be offered in the cycle after ``done``.
 
     Members
     -------
@@ -166,7 +165,7 @@ class Issue(wiring.Component):
                     queue.r_rdy & ~granted & under_way.w_rdy & ~missing.any() & ~self.stop
                 ),
                 pick(semaphores.take, consumed).eq(head.wait & grants[unit].replicate(_OWN)),
-                command.valid.eq(granted & ~self.stop),
+                command.valid.eq((granted & ~self.stop) | grants[unit]),
                 command.payload.eq(head.command),
                 taken[unit].eq(command.valid & command.ready),
                 queue.r_en.eq(taken[unit]),
@@ -186,10 +185,10 @@ class Issue(wiring.Component):
                 self.blocked[unit].eq(queue.r_rdy & ~granted),
                 self.blocked_pc[unit].eq(head.command.pc),
             ]
-            with m.If(grants[unit]):
-                m.d.sync += granted.eq(1)
-            with m.Elif(taken[unit]):
+            with m.If(taken[unit]):
                 m.d.sync += granted.eq(0)
+            with m.Elif(grants[unit]):
+                m.d.sync += granted.eq(1)
 
         m.d.comb += [
             self.idle.eq(self.unit_idle.all()),

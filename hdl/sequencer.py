@@ -129,7 +129,8 @@ class Sequencer(wiring.Component):
 
     A word of an instruction is taken every cycle, the register that it selects is added on the way;
     an instruction for a unit takes eight cycles if its queue has room. Control instructions take
-    two more, shifts one more per bit. A taken branch restarts the fetch.
+    two more, shifts by n bits ``n // 4 + n % 4`` more. A taken branch takes a cycle more and
+    restarts the fetch, which offers the first word in the third cycle after that at the earliest.
 
     A reserved operation of ``alu`` or condition of ``branch`` counts as an illegal opcode. Shifts
     use the five low bits of ``y``.
@@ -143,8 +144,9 @@ class Sequencer(wiring.Component):
     misaligned : in, 1
         BASE is no multiple of an instruction's size.
     words, addresses, loaded : streams from and to ``InstructionFetch``
-    restart, pc : out
-        To ``InstructionFetch``; between restarts ``pc`` is the instruction being executed.
+    restart, begins, pc : out
+        To ``InstructionFetch``; ``begins``: the first restart of a program. Between restarts
+        ``pc`` is the instruction being executed.
     queued : stream of ``QUEUED_INSTRUCTION``, out
     idle : in, 1
         All queues are empty and all units idle.
@@ -173,6 +175,7 @@ class Sequencer(wiring.Component):
                 "addresses": Out(stream.Signature(32)),
                 "loaded": In(stream.Signature(FETCHED)),
                 "restart": Out(1),
+                "begins": Out(1),
                 "pc": Out(PC_BITS),
                 "queued": Out(stream.Signature(QUEUED_INSTRUCTION)),
                 "idle": In(1),
@@ -280,12 +283,12 @@ class Sequencer(wiring.Component):
         with m.FSM(init="idle"):
             with m.State("idle"), m.If(self.start & ~self.stop):
                 m.d.comb += registers.clear.eq(1)
-                m.d.sync += pc.eq(0)
+                m.d.sync += [pc.eq(0), self.begins.eq(1)]
                 m.next = "restart"
 
             with state("restart"):
                 m.d.comb += self.restart.eq(1)
-                m.d.sync += index.eq(0)
+                m.d.sync += [index.eq(0), self.begins.eq(0)]
                 m.next = "words"
                 with m.If(self.misaligned):
                     fail(Error.MISALIGNED)
@@ -340,10 +343,15 @@ class Sequencer(wiring.Component):
                 m.d.comb += self.moved.eq(1)
                 with m.If(y[:5] == 0):
                     write(x)
-                with m.Else():
+                with m.Elif(y[2:5] == 0):
                     m.d.sync += [
                         x.eq(Mux(operation == AluOp.SHL, x << 1, x >> 1)),
-                        y[:5].eq(y[:5] - 1),
+                        y[:2].eq(y[:2] - 1),
+                    ]
+                with m.Else():
+                    m.d.sync += [
+                        x.eq(Mux(operation == AluOp.SHL, x << 4, x >> 4)),
+                        y[2:5].eq(y[2:5] - 1),
                     ]
 
             with state("load"):

@@ -123,6 +123,7 @@ class Systolith(wiring.Component):
             m.d.comb += issue.done[unit].eq(block.done)
         m.d.comb += [
             fetch.restart.eq(sequencer.restart),
+            fetch.flush.eq(sequencer.begins),
             fetch.pc.eq(sequencer.pc),
             sequencer.misaligned.eq(csr.base % INSTRUCTION_BYTES != 0),
             sequencer.idle.eq(issue.idle),

@@ -3,10 +3,15 @@
 commands ─▶ read A, B ─▶ beats ─┬─▶ alu ─────▶┬─▶ write
              parameters ─▶──────┼─▶ norm ────▶┤
                                 └─▶ softmax ─▶┘
+
+Reader, pipelines and writer each work on an instruction of their own: the reader goes on to the
+next one when the beats of the one before have gone, if the next one is independent; destinations
+wait in a queue for the writer, which takes results in the order of instructions.
 """
 
-from amaranth import Module, Mux, Signal, Value, signed
+from amaranth import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from systolith import isa
@@ -25,6 +30,8 @@ from systolith.hdl.vector_read import SOURCES, VectorRead
 from systolith.hdl.vector_rows import VectorRows
 from systolith.hdl.vector_write import DESTINATION, VectorWrite
 
+UNDER_WAY = 4
+"""Destinations that wait for the writer, at most."""
 KINDS = data.StructLayout({"vector": 1, "softmax": 1, "norm": 1})
 """Which instruction it is."""
 _RESULTS = 32
@@ -46,15 +53,23 @@ def _walk(m: Module, command: data.View, name: str, step: Value, period: Value) 
 
 
 class VectorUnit(wiring.Component):
-    """Executes ``vector``, ``softmax`` and ``norm``, one after another, bit-exact to the golden.
+    """Executes ``vector``, ``softmax`` and ``norm``, in order, bit-exact to the golden.
 
-    An instruction is accepted when all writes of the one before it have happened, so that it may
-    read what that one wrote. Throughput of ``vector``: one beat of V lanes a cycle, but a block
-    takes as many cycles at least as it needs reads from the activation memory. Cycles from the
-    acceptance of a command to its ``done``, if no port waits: the beats of the instruction, plus 6,
-    plus the latency of ``Alu`` (1 to 17, what an instruction does not need is passed by), plus one
-    for each read of the activation memory beyond the first that a block needs. With an arg-max, up
-    to log2(V) + 1 more. No errors.
+    An instruction starts in the cycle after its acceptance, or when what comes before allows: in
+    the cycle after the ``done`` of the one before it, so that it may read what that one wrote; if
+    it is ``independent``, in the cycle after the last beat of the one before it has left the reader
+    (and its last parameters, which a norm of many features takes late). Beats of ``vector`` with
+    another operation than the one before enter the ALU when the last result of that one has come
+    out, in the cycle after it; with the same operation at once. Results wait, in places for 32
+    beats of the ALU, until all results before them are written; the writer takes the first beat of
+    an instruction in the cycle after the last write of the one before.
+
+    Throughput of ``vector``: one beat of V lanes a cycle, but a block takes as many cycles at least
+    as it needs reads from the activation memory. Cycles from the acceptance of a command to its
+    ``done``, if nothing is under way and no port waits: the beats of the instruction, plus 5, plus
+    the latency of ``Alu`` (1 to 17, what an instruction does not need is passed by), plus one for
+    each read of the activation memory beyond the first that a block needs. With an arg-max, up to
+    log2(V) + 2 more. No errors.
 
     Members
     -------
@@ -104,15 +119,14 @@ class VectorUnit(wiring.Component):
         m.submodules.softmax = softmax = Softmax(self.config.lanes, self.config.max_length)
         m.submodules.norm = norm = Norm(self.config.lanes, self.config.max_features)
 
-        # The command lies in registers when it starts.
-        taken, start, running = Signal(), Signal(), Signal()
+        # The command lies in registers when it starts, and until the ALU does what it says.
+        loaded, start, switching, switch = Signal(), Signal(), Signal(), Signal()
         command = Signal(COMMAND, reset_less=True)
         kinds = Signal(KINDS)
         for name in KINDS.members:
             m.d.comb += kinds[name].eq(command.opcode == isa.BY_NAME[name].code)
         self._start_read(m, command, start, kinds)
-        self._start_write(m, command, start)
-        operation = self._operation(m, command, start)
+        operation, wanted = self._operation(m, command, switch)
         self._start_rows(m, command, start, kinds, softmax, norm)
         m.d.comb += alu.operation.eq(operation)
 
@@ -120,9 +134,8 @@ class VectorUnit(wiring.Component):
         m.submodules.results = results = Results(
             data.ArrayLayout(signed(16), self.config.lanes), _RESULTS
         )
-        connect(m, results.o, write.i)
 
-        # One instruction at a time, so that beats go where the instruction says.
+        # Beats go where the instruction says whose beats are read.
         kind = Signal(KINDS)
         with m.If(start):
             m.d.sync += kind.eq(kinds)
@@ -137,7 +150,6 @@ class VectorUnit(wiring.Component):
             m.d.comb += Value.cast(sink).eq(Value.cast(parameters.o.payload))
         with m.If(kind.softmax):
             m.d.comb += [softmax.i.valid.eq(read.o.valid), read.o.ready.eq(softmax.i.ready)]
-            self._write_from(m, results, softmax)
         with m.Elif(kind.norm):
             m.d.comb += [
                 norm.i.valid.eq(read.o.valid),
@@ -145,38 +157,100 @@ class VectorUnit(wiring.Component):
                 norm.params.valid.eq(parameters.o.valid),
                 parameters.o.ready.eq(norm.params.ready),
             ]
-            self._write_from(m, results, norm)
         with m.Else():
+            free = Signal()
             m.d.comb += [
-                alu.i.valid.eq(read.o.valid & parameters.o.valid & results.available),
-                read.o.ready.eq(results.available & parameters.o.valid),
-                parameters.o.ready.eq(results.available & read.o.valid),
-                results.claim.eq(alu.i.valid),
-                results.write.eq(alu.o.valid),
-                Value.cast(results.w_data).eq(Value.cast(alu.o.payload)),
+                free.eq(results.available & ~switching),
+                alu.i.valid.eq(read.o.valid & parameters.o.valid & free),
+                read.o.ready.eq(free & parameters.o.valid),
+                parameters.o.ready.eq(free & read.o.valid),
             ]
-
-        comparing = self._compare(m, command, start, kinds, operation)
         m.d.comb += [
-            self.done.eq(running & ~start & write.finished & ~comparing),
-            self.busy.eq(running),
-            self.commands.ready.eq(~running | self.done),
-            taken.eq(self.commands.valid & self.commands.ready),
+            results.claim.eq(alu.i.valid),
+            results.write.eq(alu.o.valid),
+            Value.cast(results.w_data).eq(Value.cast(alu.o.payload)),
         ]
-        m.d.sync += start.eq(taken)
-        with m.If(taken):
-            m.d.sync += [running.eq(1), command.eq(self.commands.payload)]
-        with m.Elif(self.done):
-            m.d.sync += running.eq(0)
+
+        # The operation changes between the last result of one and the first beat of the next.
+        comparing = self._compare(m, command, switch, operation, wanted)
+        beats = Signal(range(_RESULTS + 1))
+        drained, same = Signal(), Signal()
+        m.d.sync += beats.eq(beats + alu.i.valid - alu.o.valid)
+        m.d.comb += [
+            drained.eq(((beats == 0) | ((beats == 1) & alu.o.valid & ~wanted)) & ~comparing),
+            same.eq(
+                (Value.cast(operation) == Value.cast(self._operation_of(command)))
+                & ~(wanted | operand(command, "vector", "argmax"))
+            ),
+            switch.eq(switching & (drained | same)),
+        ]
+        with m.If(start):
+            m.d.sync += switching.eq(kinds.vector)
+        with m.Elif(switch):
+            m.d.sync += switching.eq(0)
+
+        waits = self._write_in_order(m, command, start, kinds, comparing, results, softmax, norm)
+        unfinished = Signal(range(UNDER_WAY + 2))
+        m.d.sync += unfinished.eq(unfinished + start - self.done)
+        m.d.comb += [
+            start.eq(
+                loaded
+                & ~(switching | read.busy | parameters.busy | m.submodules.rows.o.valid | waits)
+                & (operand(command, "vector", "independent") | (unfinished == 0))
+            ),
+            self.busy.eq(loaded | unfinished.any()),
+            self.commands.ready.eq(~loaded & ~switching),
+        ]
+        with m.If(self.commands.valid & self.commands.ready):
+            m.d.sync += [loaded.eq(1), command.eq(self.commands.payload)]
+        with m.Elif(start):
+            m.d.sync += loaded.eq(0)
         return m
 
-    def _write_from(self, m: Module, results: Results, source: Softmax | Norm) -> None:
+    def _write_in_order(
+        self,
+        m: Module,
+        command: data.View,
+        start: Signal,
+        kinds: data.View,
+        comparing: Value,
+        results: Results,
+        softmax: Softmax,
+        norm: Norm,
+    ) -> Value:
+        """Writer and ``done``, an instruction at a time; high while no more can begin."""
+        write = self.write
+        item = data.StructLayout({"destination": DESTINATION, "kinds": KINDS, "argmax": 1})
+        new = Signal(item)
+        wide = operand(command, "vector", "d_wide")
+        m.submodules.destinations = queue = SyncFIFO(width=item.size, depth=UNDER_WAY)
+        head = data.View(item, queue.r_data)
+        writing, source, compares = Signal(), Signal(KINDS), Signal()
         m.d.comb += [
-            results.claim.eq(source.o.valid & results.available),
-            results.write.eq(results.claim),
-            Value.cast(results.w_data).eq(Value.cast(source.o.payload)),
-            source.o.ready.eq(results.available),
+            new.destination.wide.eq(wide),
+            new.destination.weight.eq(operand(command, "vector", "d_weight")),
+            new.destination.d.eq(_walk(m, command, "d", Mux(wide, 2, 1), 0)),
+            new.kinds.eq(kinds),
+            new.argmax.eq(kinds.vector & operand(command, "vector", "argmax")),
+            queue.w_data.eq(Value.cast(new)),
+            queue.w_en.eq(start),
+            write.start.eq(queue.r_rdy & (~writing | self.done)),
+            write.destination.eq(head.destination),
+            queue.r_en.eq(write.start),
+            self.done.eq(writing & write.finished & ~(compares & comparing)),
         ]
+        with m.If(write.start):
+            m.d.sync += [writing.eq(1), source.eq(head.kinds), compares.eq(head.argmax)]
+        with m.Elif(self.done):
+            m.d.sync += writing.eq(0)
+        for name, o in (("vector", results.o), ("softmax", softmax.o), ("norm", norm.o)):
+            with m.If(source[name]):
+                m.d.comb += [
+                    write.i.valid.eq(o.valid),
+                    Value.cast(write.i.payload).eq(Value.cast(o.payload)),
+                    o.ready.eq(write.i.ready),
+                ]
+        return ~queue.w_rdy
 
     def _start_read(self, m: Module, command: data.View, start: Signal, kinds: data.View) -> None:
         def field(name: str) -> Value:
@@ -208,31 +282,31 @@ class VectorUnit(wiring.Component):
         with m.Elif(kinds.norm):
             m.d.comb += sources.format.eq(isa.Format.INT16)
 
-    def _start_write(self, m: Module, command: data.View, start: Signal) -> None:
-        destination = Signal(DESTINATION)
-        wide = operand(command, "vector", "d_wide")
-        m.d.comb += [
-            destination.wide.eq(wide),
-            destination.weight.eq(operand(command, "vector", "d_weight")),
-            destination.d.eq(_walk(m, command, "d", Mux(wide, 2, 1), 0)),
-            self.write.destination.eq(destination),
-            self.write.start.eq(start),
-        ]
+    @staticmethod
+    def _operation_of(command: data.View) -> Value:
+        """What a command says that the ALU does, as ``OPERATION``."""
+        scale = operand(command, "vector", "scale")
+        given = {
+            "requantize": scale | (operand(command, "vector", "a_format") == isa.Format.ACC32),
+            "wide": operand(command, "vector", "d_wide"),
+        }
+        return Cat(
+            given[name] if name in given else operand(command, "vector", name)
+            for name in OPERATION.members
+        )
 
-    def _operation(self, m: Module, command: data.View, start: Signal) -> data.View:
-        """What the ALU does, for as long as the instruction runs."""
+    def _operation(
+        self, m: Module, command: data.View, switch: Signal
+    ) -> tuple[data.View, Signal]:
+        """What the ALU does, and whether its results are compared, from ``switch`` on."""
         operation = Signal(OPERATION, reset_less=True)
-        with m.If(start):
-            for name in ("scale", "table", "slot", "combine", "mult_a", "mult_b", "shift"):
-                m.d.sync += operation[name].eq(operand(command, "vector", name))
+        wanted = Signal()
+        with m.If(switch):
             m.d.sync += [
-                operation.requantize.eq(
-                    operand(command, "vector", "scale")
-                    | (operand(command, "vector", "a_format") == isa.Format.ACC32)
-                ),
-                operation.wide.eq(operand(command, "vector", "d_wide")),
+                Value.cast(operation).eq(self._operation_of(command)),
+                wanted.eq(operand(command, "vector", "argmax")),
             ]
-        return operation
+        return operation, wanted
 
     def _start_rows(
         self,
@@ -277,26 +351,27 @@ class VectorUnit(wiring.Component):
             ]
 
     def _compare(
-        self, m: Module, command: data.View, start: Signal, kinds: data.View, operation: data.View
+        self,
+        m: Module,
+        command: data.View,
+        switch: Signal,
+        operation: data.View,
+        wanted: Signal,
     ) -> Signal:
-        """The running maximum of what the ALU hands to the writer; high while it is not final."""
+        """The running maximum of the results of the ALU; high while it is not final."""
         out = self.alu.o
         beats = self.config.dim // self.config.lanes
         beat_bits = 12 + (beats - 1).bit_length()
         m.submodules.argmax = argmax = ArgMax(self.config.lanes, beat_bits)
-        wanted = Signal()
         row_beats = Signal(beat_bits, reset_less=True)
-        with m.If(start):
-            m.d.sync += [
-                wanted.eq(kinds.vector & operand(command, "vector", "argmax")),
-                row_beats.eq(operand(command, "vector", "blocks") * beats),
-            ]
+        with m.If(switch):
+            m.d.sync += row_beats.eq(operand(command, "vector", "blocks") * beats)
         forget = operand(command, "vector", "argmax") & operand(command, "vector", "restart")
         m.d.comb += [
             Value.cast(argmax.values).eq(Value.cast(out.payload)),
             argmax.valid.eq(out.valid & wanted),
-            argmax.start.eq(start),
-            argmax.forget.eq(start & kinds.vector & forget),
+            argmax.start.eq(switch),
+            argmax.forget.eq(switch & forget),
             argmax.beats.eq(row_beats),
             argmax.count.eq(operation.mult_a),  # the same bits of the instruction
             argmax.first.eq(operation.mult_b),

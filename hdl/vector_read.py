@@ -45,6 +45,8 @@ class VectorRead(wiring.Component):
     start : in, 1
         Takes ``sources``; only when all beats of the previous start have been taken.
     sources : in, ``SOURCES``
+    busy : out, 1
+        Beats of the last start have not been taken; from the cycle after it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -58,6 +60,7 @@ class VectorRead(wiring.Component):
                 ),
                 "start": In(1),
                 "sources": In(SOURCES),
+                "busy": Out(1),
             }
         )
 
@@ -149,6 +152,9 @@ class VectorRead(wiring.Component):
             queue_b2.push.eq(came[2]),
         ]
         self._cut(m, sources, queue_a, queue_b, queue_b2)
+        blocks = Signal(range(BlockQueue.PLACES + 1))  # asked for, not yet cut up
+        m.d.sync += blocks.eq(blocks + queue_a.claim - queue_a.pop)
+        m.d.comb += self.busy.eq(walk_a.valid | blocks.any())
         return m
 
     def _cut(self, m: Module, sources, a: BlockQueue, b: BlockQueue, b2: BlockQueue) -> None:

@@ -18,7 +18,8 @@ class VectorWrite(wiring.Component):
     """Collects D / V beats into a block and writes it, one write a block.
 
     A write is offered in the cycle after the last beat of its block. While a write waits, beats are
-    taken until a further block is complete; ``i.ready`` comes straight from a register.
+    taken until a further block is complete; ``i.ready`` comes straight from registers. Beats of the
+    last start only are taken, from the cycle after it.
 
     Members
     -------
@@ -27,10 +28,11 @@ class VectorWrite(wiring.Component):
     activation : write port of activation lines, may wait
     weight : write port of weight rows, may wait
     start : in, 1
-        Takes ``destination``; only when everything before has been written.
+        Takes ``destination``; only when ``finished``.
     destination : in, ``DESTINATION``
     finished : out, 1
-        The last block has been written; low from the cycle after ``start`` until then.
+        The last block has been written or is written in this cycle; low from the cycle after
+        ``start`` until then.
     """
 
     def __init__(self, config: Config) -> None:
@@ -48,7 +50,7 @@ class VectorWrite(wiring.Component):
                 ),
                 "start": In(1),
                 "destination": In(DESTINATION),
-                "finished": Out(1, init=1),
+                "finished": Out(1),
             }
         )
 
@@ -57,18 +59,21 @@ class VectorWrite(wiring.Component):
         dim = self.config.dim
         wide, to_weight = Signal(), Signal()
         m.submodules.walk = walk = RowWalk()
-        m.d.comb += [walk.start.eq(self.start), walk.walk.eq(self.destination.d)]
-
+        m.submodules.gathering = gathering = RowWalk()  # of which the address is not used
         block = Signal(16 * dim)
         complete = Signal()
         self._collect(m, block, complete)
+        for each in (walk, gathering):
+            m.d.comb += [each.start.eq(self.start), each.walk.eq(self.destination.d)]
+        m.d.comb += gathering.next.eq(complete)
 
         # Two places: a write that is offered, and a block that completes while it waits.
         offered, spare = Signal(16 * dim, reset_less=True), Signal(16 * dim, reset_less=True)
         is_offered, is_spare = Signal(), Signal()
-        written = Signal()
+        written, ended = Signal(), Signal(init=1)
         m.d.comb += [
-            self.i.ready.eq(~is_spare),
+            self.i.ready.eq(gathering.valid & ~is_spare),
+            self.finished.eq(ended | (written & walk.last)),
             written.eq(is_offered & Mux(to_weight, self.weight.ready, self.activation.ready)),
             walk.next.eq(written),
         ]
@@ -85,10 +90,10 @@ class VectorWrite(wiring.Component):
             m.d.sync += [
                 wide.eq(self.destination.wide),
                 to_weight.eq(self.destination.weight),
-                self.finished.eq(0),
+                ended.eq(0),
             ]
         with m.Elif(written & walk.last):
-            m.d.sync += self.finished.eq(1)
+            m.d.sync += ended.eq(1)
 
         low = Cat(offered.word_select(2 * lane, 8) for lane in range(dim))
         high = Cat(offered.word_select(2 * lane + 1, 8) for lane in range(dim))

@@ -157,6 +157,16 @@ def _found(path: str | Path) -> Path:
     return path
 
 
+def files_of(path: str | Path, tokenizer: str | Path | None = None) -> list[Path]:
+    """Every file that `load_network` may read of a checkpoint that is no .onnx file."""
+    path = _found(path)
+    files = {path, *path.parent.glob("*.json"), *path.parent.glob("*.txt"),
+             *path.parent.glob("*/config.json"), *path.parent.glob("tok*.bin")}
+    if path.name == INDEX:
+        files |= set(path.parent.glob("*.safetensors"))
+    return sorted(files) if tokenizer is None else [*sorted(files), Path(tokenizer)]
+
+
 def _minilm() -> Path:
     """The folder in the package that carries the model; no line of the package is run."""
     spec = importlib.util.find_spec(MINILM)

@@ -72,6 +72,14 @@ class IntegerModule(nn.Module):
 
         Raises ``ForwardError`` for inputs that the graph cannot process.
         """
+        batch, length = self.check(inputs)
+        values: dict[str, Tensor] = {}
+        for node in self.graph.nodes:
+            values[node.out] = self._execute(node, values, inputs, lengths, (batch, length))
+        return values
+
+    def check(self, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+        """B and T of inputs; raises ``ForwardError`` where the graph cannot process them."""
         for name, rows in self.graph.indices.items():
             if name not in inputs:
                 raise ForwardError(f"The input {name!r} is missing")
@@ -94,10 +102,12 @@ class IntegerModule(nn.Module):
         if length > self.graph.context:
             raise ForwardError(f"The model's context is {self.graph.context} tokens, and {length} "
                                f"do not fit")
-        values: dict[str, Tensor] = {}
-        for node in self.graph.nodes:
-            values[node.out] = self._execute(node, values, inputs, lengths, (batch, length))
-        return values
+        return batch, length
+
+    def given(self, name: str, value: Tensor) -> Tensor:
+        """The integers of a given tensor: its real values, rounded to its scale and saturated."""
+        return saturate((value.double() / self._scales[name]).round().long(),
+                        self.graph.tensors[name].bits)
 
     def results(self, values: Mapping[str, Tensor], lengths: Tensor | None = None
                 ) -> tuple[Tensor, ...]:
@@ -117,8 +127,7 @@ class IntegerModule(nn.Module):
         bits = self.graph.tensors[node.out].bits
         match node:
             case graph.Given():
-                scaled = inputs[node.out].double() / self._scales[node.out]
-                return saturate(scaled.round().long(), bits)
+                return self.given(node.out, inputs[node.out])
             case graph.Embedding(index=graph.POSITIONS):
                 return const(node.table)[:shape[1]].expand(shape[0], -1, -1)
             case graph.Embedding():

@@ -11,7 +11,7 @@ nothing that looks finished (a rename publishes it). Only the ports of the top m
 cocotb, plus the names given as `public`; everything else stays free for Verilator to optimise. On a
 16 x 16 array that is 10 s of compilation instead of 55, and five times the simulation speed.
 
-The folder of the cache is $SYSTOLITH_CACHE, else `build/` in a checkout, else ~/.cache/systolith.
+The folder of the cache is that of `systolith.cache`.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from typing import Any, TextIO
 import cocotb_tools.config
 import cocotb_tools.runner
 
+from systolith.cache import cache_directory
 from systolith.sim import verilator as tool_finder
 from systolith.sim.ports import parse_ports
 
@@ -63,20 +64,6 @@ class Build:
 
 class BuildFailure(Exception):
     """Verilator or the C++ compiler refused the design. The text ends with the tail of the log."""
-
-
-def cache_directory() -> Path:
-    """Where builds are kept; created if absent."""
-    chosen = os.environ.get("SYSTOLITH_CACHE")
-    checkout = Path(__file__).resolve().parents[1]
-    if chosen:
-        path = Path(chosen).expanduser().resolve()
-    elif (checkout / "pyproject.toml").exists():
-        path = checkout / "build"
-    else:
-        path = Path.home() / ".cache" / "systolith"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def amaranth_verilog(component: Any, name: str) -> str:

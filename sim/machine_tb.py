@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from systolith.cache import cache_directory
 from systolith.compiler.timeline import Timeline
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.program import Program
 from systolith.registers import STATUS_DONE, Error
-from systolith.sim.build import Build, build, cache_directory
+from systolith.sim.build import Build, build
 from systolith.sim.issue_trace import INSIDE, PLUSARG, read_trace
 from systolith.sim.memory import AXI_MEMORY, SETTINGS, memory_top
 from systolith.sim.runner import run
@@ -127,6 +128,14 @@ class MachineError(UserError):
     """A program that ended with an error status on the RTL."""
 
 
+def demand_done(result: MachineResult) -> None:
+    """Raises ``MachineError`` where a program ended with an error status."""
+    if not result.done:
+        raise MachineError(
+            f"The program stopped with error {result.error.name} at instruction {result.error_pc}"
+        )
+
+
 class MachineSim:
     """A compiled machine with a memory of ``size_bytes``; compiling takes a minute, once.
 
@@ -188,11 +197,8 @@ class MachineSim:
             if log is not None:
                 timeline = Timeline(read_trace(log), result.counters["CYCLES"], result.counters)
                 result = replace(result, timeline=timeline)
-        if check and not result.done:
-            raise MachineError(
-                f"The program stopped with error {result.error.name} at instruction "
-                f"{result.error_pc}"
-            )
+        if check:
+            demand_done(result)
         return result
 
     def run_all(

@@ -14,10 +14,10 @@ from systolith.forward import IntegerModel
 from systolith.graph import Attention, Given, Graph, Linear
 from systolith.program import Program
 from systolith.sim.generate import compare, integer_text, machine_text
-from systolith.sim.machine_tb import MachineSim
+from systolith.sim.machine_tb import MachineSim, size_for
+from systolith.sim.writer import Request
 
 LATENCY = 40
-_SMALLEST_MEMORY = 1 << 25
 
 
 def useful_cycles(graph: Graph, tokens: int, dim: int) -> float:
@@ -40,9 +40,7 @@ def useful_cycles(graph: Graph, tokens: int, dim: int) -> float:
     return work / dim**2
 
 
-def random_inputs(
-    graph: Graph, tokens: int, seed: int
-) -> tuple[dict[str, Int], dict[str, Int]]:
+def random_inputs(graph: Graph, tokens: int, seed: int) -> tuple[dict[str, Int], dict[str, Int]]:
     """Indices, and given tensors that fill their range."""
     rng = np.random.default_rng(seed)
     indices = {name: rng.integers(0, rows, tokens) for name, rows in graph.indices.items()}
@@ -53,11 +51,6 @@ def random_inputs(
         values = rng.normal(0, half / 5, (tokens, tensor.channels))
         given[node.out] = np.clip(np.round(values), -half, half - 1).astype(np.int64)
     return indices, given
-
-
-def memory_bytes(program: Program) -> int:
-    """Bytes of a simulated memory with room for a program, a power of two."""
-    return max(_SMALLEST_MEMORY, 1 << (program.memory_bytes - 1).bit_length())
 
 
 def measure_sequence(
@@ -78,7 +71,7 @@ def measure_sequence(
     memory = program.memory()
     indices, given = random_inputs(graph, tokens, seed)
     set_inputs(program, memory, tokens, indices, given)
-    machine = MachineSim(config, size_bytes=memory_bytes(program), **settings)
+    machine = MachineSim(config, size_bytes=size_for(program.memory_bytes), **settings)
     result = machine.run(memory)
     exact = True
     if not without:
@@ -128,8 +121,9 @@ def measure_decode(
     program = compile_decoder(graph, config, resident=resident)
     rng = np.random.default_rng(seed)
     words = rng.integers(0, graph.vocabulary, prompt).tolist()
-    runs = [machine_text(program, words, count, "rtl", **settings) for count in tokens]
-    compare(runs[1], integer_text(graph, words, tokens[1]))
+    requests = [Request(prompt=words, tokens=count) for count in tokens]
+    runs = [machine_text(program, request, "rtl", **settings) for request in requests]
+    compare(runs[1], integer_text(graph, requests[1]))
     count = tokens[1] - tokens[0]
     cycles = (runs[1].counters["CYCLES"] - runs[0].counters["CYCLES"]) / count
     read = (runs[1].counters["READ_BYTES"] - runs[0].counters["READ_BYTES"]) / count

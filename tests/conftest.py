@@ -30,6 +30,6 @@ def seed() -> int:
 @pytest.fixture(scope="session")
 def build_cache() -> Path:
     """The folder of compiled simulators; kept from run to run, keyed by content."""
-    from systolith.sim.build import cache_directory
+    from systolith.cache import cache_directory
 
     return cache_directory()

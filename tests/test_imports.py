@@ -30,9 +30,9 @@ OWNERS = {
     "cocotbext": {"sim"},
 }
 CORE_MAY_USE = {"numpy", "safetensors"}
-# The command line sits in core and calls everything, from inside its functions.
-COMMAND_LINE = "cli"
-"""The module of that name, and those whose names begin with it and an underscore."""
+# These sit in core and call everything, from inside their functions: the modules of these names,
+# and those whose names begin with one and an underscore.
+COMMAND_LINE, SESSION = "cli", "session"
 COMMAND_LINE_MAY_USE = {"click", "rich"}
 
 
@@ -68,11 +68,15 @@ def of_command_line(path: Path) -> bool:
     return path.stem.split("_")[0] == COMMAND_LINE
 
 
+def calls_everything(path: Path) -> bool:
+    return path.parent == ROOT / "core" and path.stem.split("_")[0] in (COMMAND_LINE, SESSION)
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_directions(folder: str) -> None:
     wrong = []
     for path in sources(folder):
-        lazy = path.parent == ROOT / "core" and of_command_line(path)
+        lazy = calls_everything(path)
         for line, name in imports(path, loaded_only=lazy):
             top = name.split(".")[0]
             where = f"{path.relative_to(ROOT)}:{line} imports {name}"
@@ -89,7 +93,7 @@ def test_core_needs_numpy_alone() -> None:
     for path in sources("core"):
         command_line = of_command_line(path)
         allowed = CORE_MAY_USE | (COMMAND_LINE_MAY_USE if command_line else set())
-        for line, name in imports(path, loaded_only=command_line):
+        for line, name in imports(path, loaded_only=calls_everything(path)):
             top = name.split(".")[0]
             if top not in sys.stdlib_module_names | allowed | {"systolith"}:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")

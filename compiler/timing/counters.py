@@ -14,14 +14,16 @@ class Counters:
     vector_busy: int = 0
     matmul_busy: int = 0
     first_matmul: int = -1
+    last_matmul: int = -1
     last_sum: int = -1
 
-    def multiply(self, fields: Fields, start: int, done: int, waited: int) -> None:
-        """A matmul from ``start`` to ``done``, before which the array ``waited`` for weights."""
+    def multiply(self, fields: Fields, start: int, done: int, waited: int, written: int) -> None:
+        """A matmul from ``start`` to ``done``, whose last sum is ``written`` in that cycle; the
+        array ``waited`` for weights."""
         if self.first_matmul < 0:
             self.first_matmul = start
-        self.matmul_busy += done - max(start, self.last_sum)
-        self.last_sum = done
+        self.matmul_busy += done - max(start, self.last_matmul)
+        self.last_matmul, self.last_sum = done, written
         tiles = fields.get("k_tiles", 0) * fields.get("n_tiles", 0)
         planes = 2 if fields.get("wide", 0) else 1
         self.array_rows += tiles * planes * fields.get("rows", 0)

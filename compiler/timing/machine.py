@@ -9,16 +9,16 @@ from an instruction's fields (`units`), what passes through memory from a queue 
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from systolith.compiler.timeline import Executed, Timeline
 from systolith.compiler.timing.counters import Counters
 from systolith.compiler.timing.memory import Memory
 from systolith.compiler.timing.parameters import Parameters
-from systolith.compiler.timing.ports import Accumulator, ReadPort, sources
+from systolith.compiler.timing.ports import Accumulator, ReadPort
 from systolith.compiler.timing.transfer import Fetch, Load, ReadBus, Store
-from systolith.compiler.timing.units import Fields, Matmuls, Vectors
+from systolith.compiler.timing.units import Fields, Matmuls
+from systolith.compiler.timing.vector import VectorUnit
 from systolith.compiler.unroll import Dynamic
 from systolith.config import Config
 from systolith.isa import (
@@ -67,25 +67,6 @@ class _Queue:
         self.under_way = 0
 
 
-@dataclass(slots=True)
-class _Running:
-    """The instruction in the vector unit; ``turns``: cycles for which a store read instead."""
-
-    index: int
-    start: int
-    work: int
-    banks: frozenset[int]
-    blocks: int
-    spacing: int
-    reads: int
-    turns: int = 0
-
-    @property
-    def saturates(self) -> bool:
-        """Whether it reads the activation memory in every cycle."""
-        return self.reads >= self.spacing
-
-
 class Machine:
     """Executes a stream of instructions once; ``base``: byte address of the program in memory."""
 
@@ -106,7 +87,7 @@ class Machine:
         self.fetch = Fetch(config, parameters, bus, self.at, base, self._arrived)
         self.load = Load(config, parameters, bus, self.at, base)
         self.store = Store(config, parameters, memory, base)
-        self.matmuls, self.vectors = Matmuls(config, parameters), Vectors(config, parameters)
+        self.matmuls = Matmuls(config, parameters)
 
         count = len(stream)
         self.queued, self.granted = [-1] * count, [-1] * count
@@ -120,10 +101,18 @@ class Machine:
         self.last_done = dict.fromkeys(QUEUED, -1)
         self.ports = {space: ReadPort(parameters) for space in StoreSpace}
         self.accumulator = Accumulator(config, parameters)
-        self.running: _Running | None = None  # in the vector unit
-        self.store_reads_until = -1
         self.halted = -1
         self.counters = Counters()
+        self.vector = VectorUnit(
+            config,
+            parameters,
+            self.at,
+            self.ports,
+            self.accumulator,
+            self.counters,
+            lambda cycle: self._ready(Unit.VECTOR, cycle),
+            lambda index, cycle: self._finish(Unit.VECTOR, index, cycle),
+        )
 
     def at(self, cycle: int, function: Callable[..., None], *arguments: Any) -> None:
         self.number += 1
@@ -131,8 +120,7 @@ class Machine:
 
     def run(self) -> Timeline:
         if self.stream:
-            self.fetch.restart(self.p.first_restart, self.stream[0].pc)
-            self._next(self.p.first_restart + 1)
+            self._next(self.fetch.restart(self.p.first_restart, self.stream[0].pc))
         while self.heap and self.halted < 0:
             _, _, function, arguments = heapq.heappop(self.heap)
             function(*arguments)
@@ -177,14 +165,14 @@ class Machine:
         if op == "alu":
             fields = item.fields
             if fields.get("op", 0) in (AluOp.SHL, AluOp.SHR):
-                cycle += 1 + (fields.get("y", 0) & 31)
+                bits = fields.get("y", 0) & 31
+                cycle += 1 + bits // self.p.shift_bits + bits % self.p.shift_bits
             self._retire(cycle)
         elif op == "branch":
             if dynamic.taken:
                 restart = cycle + self.p.branch
                 self._retire(cycle)
-                self.fetch.restart(restart, item.fields.get("target", 0))
-                self._next(restart + 1)
+                self._next(self.fetch.restart(restart, item.fields.get("target", 0)))
                 return
             self._retire(cycle)
         elif op == "ldr":
@@ -314,73 +302,27 @@ class Machine:
         elif unit == Unit.MATMUL:
             self._multiply(fields, index, cycle)
         else:
-            self._compute(item, index, cycle)
+            self.vector.take(index, item, cycle)
 
     def _multiply(self, fields: Fields, index: int, cycle: int) -> None:
         ready, swap, streamed, waited = self.matmuls.run(fields, cycle)
         done = self.matmuls.done(streamed)
         self.accumulator.add(fields, swap, streamed)
-        self.counters.multiply(fields, cycle, done, waited)
+        self.counters.multiply(fields, cycle, done, waited, done + self.p.early)
         self._ready(Unit.MATMUL, ready)
         self.at(done, self._finish, Unit.MATMUL, index, done)
 
-    def _compute(self, item: Instruction, index: int, cycle: int) -> None:
-        fields = item.fields
-        work = self.vectors.cycles(item.op, fields)
-        spaces = sources(item.op, fields)
-        work += max(self.ports[space].change(False) for space in spaces)
-        rows, blocks = fields.get("rows", 0), fields.get("blocks", 0)
-        spacing, reads = self.vectors.block(item.op, fields)
-        banks: frozenset[int] = frozenset()
-        if StoreSpace.ACCUMULATOR in spaces:
-            banks = self.accumulator.banks(
-                fields.get("a", 0), fields.get("a_stride", 0), rows, blocks
-            )
-        first = cycle + self.p.vector_reads
-        self.running = _Running(index, cycle, work, banks, rows * blocks, spacing, reads)
-        if self.running.saturates:
-            left = min(self.store_reads_until - first, rows * blocks * reads)
-            self.running.turns = max(left, 0)
-        self.at(cycle + work, self._computed, cycle + work)
-
-    def _computed(self, cycle: int) -> None:
-        """The vector unit is done, if nobody was in its way since that was foretold."""
-        running = self.running
-        assert running is not None
-        delay = 0
-        if running.banks:
-            first = running.start + self.p.vector_reads
-            delay = self.accumulator.delay(running.banks, first, running.blocks, running.spacing)
-        end = running.start + running.work + running.turns + delay
-        if end > cycle:
-            self.at(end, self._computed, end)
-            return
-        self.counters.vector_busy += cycle - running.start
-        self.running = None
-        self._finish(Unit.VECTOR, running.index, cycle)
-        self._ready(Unit.VECTOR, cycle)
-
     def _store_waits(self, item: Instruction, cycle: int) -> int:
-        """Cycles by which a store's data is late because the vector unit reads, too."""
+        """Cycles by which a store's data is late because of the vector unit."""
         if item.op != "store":
             return 0
         fields = item.fields
         space = StoreSpace(fields.get("space", 0))
         wait = self.ports[space].change(True)
-        if space != StoreSpace.ACTIVATION:
-            return wait
-        words = fields.get("rows", 0) * fields.get("words", 0)
-        first = cycle + self.p.store_read
-        running = self.running
-        shared = 0
-        if running is not None and running.reads:
-            # They take turns for as long as both read.
-            until = running.start + running.work + running.turns - self.p.vector
-            shared = max(min(words, (until - first) // 2), 0)
-            if running.saturates:
-                running.turns += shared
-        self.store_reads_until = first + words + shared
-        return wait + shared
+        if space == StoreSpace.ACTIVATION:
+            words = fields.get("rows", 0) * fields.get("words", 0)
+            wait += self.vector.share(cycle + self.p.store_read, words)
+        return wait
 
     # The end -------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ class Parameters:
     word is taken, the sequencer's own take a cycle more."""
     branch: int = 1
     """From the execution of a taken branch to the restart of the fetch."""
+    shift_bits: int = 4
+    """A shift takes a cycle for as many bits, and one for each that is left."""
     drained: int = 1
     """From the last ``done`` to the execution of fence, mark, halt or argmax."""
 
@@ -32,6 +34,8 @@ class Parameters:
     """From the decision to ask to AR: the request's register and the arbiter's."""
     word: int = 3
     """From a beat to its first word in the sequencer."""
+    hit: int = 2
+    """From a restart to the first word of an instruction that the buffer has kept."""
     loaded: int = 1
     """From the beat of an ``ldr`` to its execution."""
 
@@ -39,7 +43,7 @@ class Parameters:
     grant: int = 1
     """From an instruction's arrival in the queue, from the departure of the one before, or from
     the ``done`` that signals its semaphore, to its grant."""
-    offer: int = 1
+    offer: int = 0
     """From the grant to the first cycle in which the unit can take it."""
     room: int = 2
     """From the departure of an instruction to the arrival of another one in a full queue."""
@@ -72,21 +76,33 @@ class Parameters:
     a change of its owner."""
 
     # hdl/tile_walker.py, hdl/weight_loader.py, hdl/row_streamer.py, hdl/accumulator.py
-    weight_rows: int = 1
-    """Rows of weights that enter the array in a cycle."""
     minimum_pass: int = 4
     """A pass of fewer rows takes as long."""
+    minimum_pass_forwarded: int = 2
+    """The same with more than one weight port."""
     first_tile: int = 1
     """From the start of a matmul to the transfer of its first tile to the weight loader."""
     update: int = 2
     """From an activation row's read to the update of the accumulator, beyond the 2 D of the
     array."""
-    matmul_done: int = 4
+    matmul_done: int = 2
     """From the last activation row to ``done``, beyond the 2 D of the array."""
+    early: int = 2
+    """From ``done`` to the last sum in the accumulator."""
 
     # hdl/vector.py and what is in it
-    vector: int = 6
-    """From start to ``done``, beyond beats, reads and the ALU's latency."""
+    dependent: int = 1
+    """From ``done`` to the beginning of an instruction that waited for it."""
+    first_beat: int = 3
+    """From the beginning of an instruction to its first beat, if that needs one read."""
+    read_ahead: int = 5
+    """Blocks that are read while the ALU still does something else."""
+    vector_done: int = 2
+    """From the last beat out of the ALU to ``done``."""
+    writer: int = 1
+    """From the ``done`` before to that of an instruction whose results wait, beyond its beats."""
+    destinations: int = 4
+    """Instructions that may wait for the writer."""
     vector_reads: int = 2
     """From start to the first read."""
     scale: int = 6
@@ -99,10 +115,16 @@ class Parameters:
     """hdl/combine.py"""
     multiply: int = 1
     """What a multiplication takes beyond that."""
-    softmax: int = 35
-    """From start to ``done`` of R rows of n beats, beyond n (R + 2) and log2 V."""
-    norm: int = 40
-    """From start to ``done`` of a row of n beats, beyond 2 n and log2 V."""
+    argmax: int = 1
+    """A comparison ends so much later than a write, beyond log2 V."""
+    softmax: int = 32
+    """From its beginning to ``done`` of R rows of n beats, beyond n (R + 2) and log2 V."""
+    norm: int = 37
+    """From its beginning to ``done`` of a row of n beats, beyond 2 n and log2 V."""
+    norm_parameters: int = 25
+    """From its last parameters to ``done``, where not all of them fit in the queue for them."""
+    norm_ahead: int = 16
+    """Places of that queue, in beats."""
     norm_row: int = 4
     """A row of a norm takes as many cycles at least, hdl/norm_deviation.py."""
 

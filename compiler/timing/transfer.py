@@ -31,7 +31,8 @@ class ReadBus:
 class Fetch:
     """Instructions in bursts, ahead of the sequencer as far as the buffer has room.
 
-    Beats and words are counted from the last restart on.
+    Beats count from instruction 0. With ``instruction_rows`` the buffer keeps the last ones asked
+    for, and a restart at one of them asks for nothing.
     """
 
     def __init__(
@@ -44,36 +45,46 @@ class Fetch:
         longest = min(config.max_burst, parameters.burst * self.instruction_beats)
         self.burst = 1 << (longest.bit_length() - 1)
         self.capacity = parameters.ahead * self.instruction_beats
+        self.history = config.instruction_rows * self.instruction_beats
         self.base_beat = base // config.bus_bytes
-        self.first_beat = 0
-        self.asked = 0
-        self.known = 0  # beats whose arrival is known
-        self.bursts: deque[tuple[int, int, int, int]] = deque()  # from beat, to beat, first, last
-        self.taken: list[int] = []  # when the first words of instructions left the buffer
+        self.oldest = 0  # beat that is still kept
+        self.asked = 0  # the first beat that has not been asked for
+        self.arrival: dict[int, int] = {}
+        self.reads_from = 0  # the beat of the last restart
+        self.taken: list[int] = []  # since then: when first words of instructions left the buffer
         self.earliest = 0
+        self.plan = 0  # the number of the plan for the next burst that counts
         self.planned = False
         self.generation = 0
         self.times: list[tuple[int, int, int]] = []  # first, last, beats of all bursts
         self.loaded = 0  # words for ldr
 
-    def restart(self, cycle: int, pc: int) -> None:
-        """Drops everything; bursts under way still occupy the bus."""
-        self.first_beat = self.base_beat + pc * self.instruction_beats
-        self.asked = self.known = 0
-        self.bursts.clear()
+    def restart(self, cycle: int, pc: int) -> int:
+        """Goes on with instruction ``pc``; the first cycle in which a word can be taken.
+
+        If the instruction is not kept, everything is dropped; bursts under way still occupy the
+        bus.
+        """
+        wanted = pc * self.instruction_beats
+        kept = bool(self.history) and bool(self.generation)
+        hit = kept and max(self.oldest, self.asked - self.history) <= wanted <= self.asked
+        if not hit:
+            self.oldest = self.asked = wanted
+            self.arrival.clear()
+            self.generation += 1
+        self.reads_from = wanted
         self.taken = []
-        self.earliest = cycle + 1
-        self.planned = False
-        self.generation += 1
+        self.earliest = max(self.earliest, cycle + 1)
         self._plan()
+        return cycle + (self.p.hit if hit else 1)
 
     def _plan(self) -> None:
         """Schedules the next burst, if what has to leave the buffer before it has left."""
-        if self.planned:
-            return
+        self.plan += 1
+        self.planned = False
         count = self._count()
         cycle = self.earliest
-        wanted = self.asked + count - self.capacity
+        wanted = self.asked + count - self.capacity - self.reads_from
         if wanted > 0:
             # A beat leaves the buffer when its last word moves into the register behind it, that
             # is when the word before it is taken.
@@ -82,32 +93,32 @@ class Fetch:
                 return
             cycle = max(cycle, self.taken[word // WORDS] + word % WORDS + 1)
         self.planned = True
-        self.at(cycle, self._ask, cycle, self.generation)
+        self.at(cycle, self._ask, cycle, self.plan)
 
     def _count(self) -> int:
-        return self.burst - (self.first_beat + self.asked) % self.burst
+        return self.burst - (self.base_beat + self.asked) % self.burst
 
-    def _ask(self, cycle: int, generation: int) -> None:
-        if generation != self.generation:
+    def _ask(self, cycle: int, plan: int) -> None:
+        if plan != self.plan:
             return
         if cycle < self.earliest:  # an ldr came first
-            self.at(self.earliest, self._ask, self.earliest, generation)
+            self.at(self.earliest, self._ask, self.earliest, plan)
             return
         count = self._count()
         # The arbiter sees the request a cycle before AR, as it sees a load's.
         address = cycle + self.p.request
-        self.at(address - 1, self._request, address, count, generation)
+        self.at(address - 1, self._request, address, self.asked, count, self.generation)
         self.asked += count
         self.earliest = cycle + 1
-        self.planned = False
         self._plan()
 
-    def _request(self, address: int, count: int, generation: int) -> None:
+    def _request(self, address: int, beat: int, count: int, generation: int) -> None:
         first, last = self.bus.request(address, count)
         self.times.append((first, last, count))
         if generation == self.generation:
-            self.bursts.append((self.known, self.known + count, first, last))
-            self.known += count
+            steps = max(count - 1, 1)
+            for step in range(count):
+                self.arrival[beat + step] = first + (last - first) * step // steps
             self.arrived()
 
     def take(self, cycle: int) -> int | None:
@@ -115,25 +126,17 @@ class Fetch:
 
         None: not all of it has been asked for; ``arrived`` will be called.
         """
-        index = len(self.taken)
-        begin = index * self.instruction_beats
-        end = begin + self.instruction_beats
-        if self.known < end:
+        begin = self.reads_from + len(self.taken) * self.instruction_beats
+        end = begin + self.instruction_beats - 1
+        if end not in self.arrival:
             return None
-        while self.bursts[0][1] <= begin:
-            self.bursts.popleft()
-        first_word = max(cycle, self._beat(begin) + self.p.word)
-        last_beat = self._beat(end - 1) + self.p.word
+        first_word = max(cycle, self.arrival[begin] + self.p.word)
+        last_beat = self.arrival[end] + self.p.word
         last_word = max(first_word + WORDS - 1, last_beat + min(self.beat_words, WORDS) - 1)
         self.taken.append(first_word)
-        self._plan()
+        if not self.planned:
+            self._plan()
         return last_word
-
-    def _beat(self, beat: int) -> int:
-        for begin, end, first, last in self.bursts:
-            if beat < end:
-                return first + (last - first) * (beat - begin) // max(end - begin - 1, 1)
-        raise AssertionError("take() asks for beats that have been requested")
 
     def beats(self, until: int) -> int:
         """Beats of instructions that have come by the end of cycle ``until``."""

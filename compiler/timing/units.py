@@ -15,14 +15,16 @@ class Matmuls:
     """The array: tiles of weights come in while the rows of the tile before stream.
 
     The loader takes a tile in cycle u, at the earliest one cycle after the swap s of the one before
-    and when that one's D rows are in; the streamer swaps at the earliest in u + 1, and when the
-    passes of the tile before are through.
+    and when that one's D rows are in, W a cycle. The streamer swaps at the earliest in u + 1, and
+    when the passes of the tile before are through.
     """
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.parameters = parameters
         self.dim = config.dim
-        self.load = -(-config.dim // parameters.weight_rows)
+        self.load = config.dim // config.weight_ports
+        several = config.weight_ports > 1
+        self.minimum = parameters.minimum_pass_forwarded if several else parameters.minimum_pass
         self.taken = -(1 << 30)
         """When the loader took the last tile."""
         self.swap = -(1 << 30)
@@ -31,7 +33,7 @@ class Matmuls:
 
     def passes(self, fields: Fields) -> int:
         """Cycles in which a tile's rows stream."""
-        rows = max(fields.get("rows", 0), self.parameters.minimum_pass)
+        rows = max(fields.get("rows", 0), self.minimum)
         return rows * (2 if fields.get("wide", 0) else 1)
 
     def run(self, fields: Fields, start: int) -> tuple[int, int, int, int]:
@@ -69,7 +71,7 @@ class Matmuls:
 
 
 class Vectors:
-    """The vector unit: cycles from start to ``done`` where no port waits."""
+    """What instructions of the vector unit take where no port waits."""
 
     def __init__(self, config: Config, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -88,20 +90,24 @@ class Vectors:
             reads += 2 if combine == Combine.ROPE else 1
         return max(self.beats, reads), reads
 
-    def cycles(self, op: str, fields: Fields) -> int:
-        """From start to ``done`` of an instruction that nobody hinders."""
-        p, rows, blocks = self.parameters, fields.get("rows", 0), fields.get("blocks", 0)
-        block, reads = self.block(op, fields)
-        row = self.beats * blocks
-        if op == "softmax":
-            return row * (rows + 2) + p.softmax + self.log_lanes
+    def span(self, op: str, fields: Fields) -> int:
+        """Cycles from the first beat that leaves the reader to the last one, both counted."""
+        rows, blocks = fields.get("rows", 0), fields.get("blocks", 0)
+        block, _ = self.block(op, fields)
         if op == "norm":
-            return max(row, p.norm_row) * (rows - 1) + 2 * row + p.norm + self.log_lanes
-        total = block * (rows * blocks - 1) + self.beats + max(reads - 1, 0)
-        total += p.vector + self._latency(fields)
-        return total + (self.log_lanes if fields.get("argmax", 0) else 0)
+            row = self.beats * blocks
+            return max(row, self.parameters.norm_row) * (rows - 1) + row
+        return block * (rows * blocks - 1) + self.beats
 
-    def _latency(self, fields: Fields) -> int:
+    def cycles(self, op: str, fields: Fields) -> int:
+        """From start to ``done`` of a softmax or a norm that nobody hinders."""
+        p, row = self.parameters, self.beats * fields.get("blocks", 0)
+        if op == "softmax":
+            return row * (fields.get("rows", 0) + 2) + p.softmax + self.log_lanes
+        return self.span(op, fields) + row + p.norm + self.log_lanes
+
+    def latency(self, fields: Fields) -> int:
+        """Of the ALU."""
         p = self.parameters
         scaled = fields.get("scale", 0) or fields.get("a_format", 0) == Format.ACC32
         latency = p.scale if scaled else p.as_it_is

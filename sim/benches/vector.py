@@ -2,8 +2,8 @@
 
 Arguments: ``config`` (JSON text) and ``mode``. "random" runs ``programs`` programs of up to
 ``longest`` instructions drawn from ``ops``, and reports how often what was ``drawn``. "speed" runs
-each instruction of ``program`` (dictionaries of fields, with ``op``) for itself while no port waits
-and reports their ``cycles``.
+each of ``programs`` (lists of dictionaries of fields, with ``op``) while no port waits and reports
+``cycles``, of the last instruction of each, and ``gaps`` between the last two.
 """
 
 from collections import Counter
@@ -146,13 +146,14 @@ async def vector(dut: Any) -> None:
     await driver.load(LoadSpace.TABLE, vector_program.tables(rng, config))
     if given["mode"] == "speed":
         await fill(driver, rng)
-        cycles = []
-        for fields in given["program"]:
-            item = Instruction(fields.pop("op", "vector"), fields)
-            await driver.run([item])
-            await driver.check([item])
+        cycles, gaps = [], []
+        for items in given["programs"]:
+            program = [Instruction(fields.pop("op", "vector"), fields) for fields in items]
+            await driver.run(program)
+            await driver.check(program)
             cycles.append(int(dut.cycles.value))
-        report({"cycles": cycles})
+            gaps.append(int(dut.gap.value))
+        report({"cycles": cycles, "gaps": gaps})
         return
     dice = vector_program.ProgramDice(rng, config)
     drawn: Counter[str] = Counter()

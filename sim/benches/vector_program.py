@@ -51,17 +51,29 @@ def tables(rng: Generator, config: Config) -> Int:
 
 
 class ProgramDice:
-    """Draws instructions that do not read what they write, except in place."""
+    """Draws instructions that do not read what they write, except in place.
+
+    They are ``independent`` of the ones drawn before them where that is true, most of the time.
+    """
 
     def __init__(self, rng: Generator, config: Config) -> None:
         self.rng = rng
         self.config = config
+        self._unfinished: set[int] = set()
 
     def draw(self, op: str) -> Instruction:
         while True:
             fields = getattr(self, f"_{op}")()
             if self._safe(op, fields):
-                return Instruction(op, {name: int(value) for name, value in fields.items()})
+                break
+        reads = {row for rows in self._reads(op, fields) for row in rows}
+        independent = not reads & self._unfinished and self._flag(0.8)
+        if not independent:
+            self._unfinished = set()
+        if not fields["d_weight"]:
+            self._unfinished |= set(self._writes(fields))
+        fields["independent"] = int(independent)
+        return Instruction(op, {name: int(value) for name, value in fields.items()})
 
     def _flag(self, probability: float = 0.5) -> int:
         return int(self.rng.random() < probability)
@@ -164,24 +176,32 @@ class ProgramDice:
         """Nothing that is written is read, or A is overwritten block by block."""
         if fields["d_weight"]:
             return True
-        wide = fields["d_wide"]
-        written = self._lines(fields, "d", 1 + wide, 1 + wide)
+        a, b = self._reads(op, fields)
+        if a and op == "vector" and len({*a}) == len(a):
+            planes = 2 if fields["a_format"] == Format.INT16 else 1
+            same = fields["d_wide"] == planes - 1 and fields["a"] == fields["d"]
+            if same and fields["a_stride"] == fields["d_stride"] >= fields["blocks"] * planes:
+                a = []
+        return not {*a, *b} & set(self._writes(fields))
+
+    def _writes(self, fields: dict[str, int]) -> list[int]:
+        """Rows of the activation memory that are written, if it is not the weight memory."""
+        return self._lines(fields, "d", 1 + fields["d_wide"], 1 + fields["d_wide"])
+
+    def _reads(self, op: str, fields: dict[str, int]) -> tuple[list[int], list[int]]:
+        """Rows of the activation memory that A and B are read from."""
         a_format = {"vector": fields.get("a_format"), "softmax": Format.ACC32}.get(
             op, Format.INT16
         )
-        read: list[int] = []
+        a: list[int] = []
+        b: list[int] = []
         if op == "vector" and fields["combine"] != Combine.NONE:
-            rope = fields["combine"] == Combine.ROPE
-            step = 4 if rope else 1 + fields["b_wide"]
-            read += self._lines(fields, "b", step, step)
+            step = 4 if fields["combine"] == Combine.ROPE else 1 + fields["b_wide"]
+            b = self._lines(fields, "b", step, step)
         if a_format != Format.ACC32:
             planes = 2 if a_format == Format.INT16 else 1
             a = self._lines(fields, "a", planes, planes)
-            same = wide == planes - 1 and fields["a"] == fields["d"]
-            same = same and fields["a_stride"] == fields["d_stride"] >= fields["blocks"] * planes
-            if not same or op != "vector" or len({*a}) != len(a):
-                read += a
-        return not set(read) & set(written)
+        return a, b
 
     def _lines(self, fields: dict[str, int], name: str, step: int, count: int) -> list[int]:
         """Rows of the activation memory that an operand touches."""

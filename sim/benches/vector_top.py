@@ -35,6 +35,8 @@ class VectorTop(wiring.Component):
         Instructions done since the reset.
     cycles : out, unsigned 32
         From the cycle in which the last command was accepted to the cycle of its ``done``.
+    gap : out, unsigned 32
+        From the last ``done`` but one to the last.
     busy : out, 1
     result : out, unsigned 32
     """
@@ -55,6 +57,7 @@ class VectorTop(wiring.Component):
                 "waits": In(8).array(4),
                 "finished": Out(32),
                 "cycles": Out(32),
+                "gap": Out(32),
                 "busy": Out(1),
                 "result": Out(32),
             }
@@ -94,8 +97,14 @@ class VectorTop(wiring.Component):
         ]
         since = Signal(32)
         m.d.sync += since.eq(Mux(unit.commands.valid & unit.commands.ready, 1, since + 1))
+        after = Signal(32)
+        m.d.sync += after.eq(Mux(unit.done, 1, after + 1))
         with m.If(unit.done):
-            m.d.sync += [self.finished.eq(self.finished + 1), self.cycles.eq(since)]
+            m.d.sync += [
+                self.finished.eq(self.finished + 1),
+                self.cycles.eq(since),
+                self.gap.eq(after),
+            ]
         return m
 
     def _accumulator(self, m: Module) -> ReadPort:

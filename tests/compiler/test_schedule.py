@@ -1,4 +1,4 @@
-from systolith.compiler.schedule import Region, Step, prefetch, synchronize
+from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
 from systolith.isa import Instruction, Unit, semaphore
 
 
@@ -73,3 +73,20 @@ def test_prefetch_stops_at_conflicts_and_moves_constants_alone():
     second = timed("load", writes=[(8, 9)], constant=True)
     third = timed("load", writes=[(2, 3)], constant=True)
     assert prefetch([use, first, second, third], 8) == [first, use, second, third]
+
+
+def test_overlap_marks_what_reads_nothing_unfinished():
+    steps = [
+        step("vector", writes=[(0, 4)]),  # nothing is known of what comes before
+        step("softmax", reads=[(8, 9)], writes=[(4, 8)]),
+        step("matmul", reads=[(4, 8)], writes=[(20, 24)]),
+        step("norm", reads=[(20, 22)], writes=[(9, 10)]),
+        step("vector", reads=[(3, 4)], writes=[(10, 11)]),  # of the first, three before
+        step("vector", reads=[(4, 8)]),  # finished, as the one before waited for everything
+        step("branch"),
+        step("vector"),
+        step("vector"),
+    ]
+    steps[5].target = steps[8]
+    marks = [s.instruction.get("independent") for s in overlap(steps) if s.unit == Unit.VECTOR]
+    assert marks == [0, 1, 1, 0, 1, 0, 0]

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from systolith.sim.machine_tb import MachineResult, MachineSim
 from systolith.sim.profile import prepare
 from systolith.sim.random_program import random_program
 from tests.compiler.test_decoder import random_graph
-from tests.hdl.test_top import CONFIGS
+from tests.hdl.test_top import CONFIGS, NAMES
 from tests.hdl.test_top import MEMORY as SMALL_MEMORY
 
 TOLERANCE = 0.01
@@ -106,10 +107,7 @@ SETTINGS = ({"latency": 0}, {"latency": 40, "write_latency": 10}, {"latency": 90
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["fast", "slow", "narrow"])
-@pytest.mark.parametrize(
-    "name",
-    ["dim4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dim8", "dim16"))],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_random_programs(name: str, settings: dict[str, int], seed: int) -> None:
     """Registers, loops, fields at their corners, bank conflicts, shared ports."""
     config = CONFIGS[name]
@@ -135,9 +133,9 @@ VECTORS: tuple[dict[str, int], ...] = (
 )
 
 
-@pytest.mark.parametrize("preset", ["tiny", "bench"])
-def test_single_instructions_to_the_cycle(preset: str) -> None:
-    config = PRESETS[preset]
+@pytest.mark.parametrize("name", ["tiny", "bench", "dim4-2"])
+def test_single_instructions_to_the_cycle(name: str) -> None:
+    config = PRESETS[name] if name in PRESETS else CONFIGS[name]
     code = []
     for rows, blocks in ((1, 1), (1, 4), (3, 1), (5, 2), (9, 3), (1, 12), (40, 1)):
         common = {
@@ -148,7 +146,7 @@ def test_single_instructions_to_the_cycle(preset: str) -> None:
         norm = {"length": blocks * config.dim - 1, "eps": 5}
         matmul = {
             "rows": rows, "k_tiles": blocks, "n_tiles": 2, "acc_stride": 2, "act_stride": blocks,
-            "w_stride_n": 1, "w_stride_k": 1,
+            "w_stride_n": config.dim, "w_stride_k": config.dim,
         }  # fmt: skip
         for extra in VECTORS:
             code += [Instruction("vector", common | {"b": 512, "b_stride": 8} | extra), FENCE]
@@ -161,6 +159,63 @@ def test_single_instructions_to_the_cycle(preset: str) -> None:
     assert result.timeline is not None
     for ours, theirs in zip(predicted.executed, result.timeline.executed, strict=True):
         assert ours == theirs, code[ours.pc]
+
+
+KINDS: dict[str, tuple[str, dict[str, int]]] = {
+    "requantize": ("vector", {"a_format": 0, "scale": 1}),
+    "move": ("vector", {"a_format": 1}),
+    "add": ("vector", {"a_format": 2, "combine": 1}),
+    "rope": ("vector", {"a_format": 2, "combine": 3}),
+    "table": ("vector", {"a_format": 0, "scale": 1, "table": 1}),
+    "argmax": ("vector", {"a_format": 0, "argmax": 1, "count": 5}),
+    "softmax": ("softmax", {"limit": 5, "mult": 300, "shift": 3}),
+    "norm": ("norm", {"eps": 5}),
+}
+
+
+def test_vector_instructions_one_behind_the_other_to_the_cycle() -> None:
+    """All pairs of kinds, the second one independent of the first or not."""
+    config = PRESETS["tiny"]
+
+    def instruction(kind: str, rows: int, blocks: int, independent: int) -> Instruction:
+        op, fields = KINDS[kind]
+        more = {"length": blocks * config.dim - 1} if op == "norm" else {}
+        more = {"b": 512, "b_stride": 8} if op == "vector" else more
+        common = {
+            "rows": rows, "blocks": blocks, "a_stride": 2 * blocks, "d": 1024,
+            "d_stride": 2 * blocks, "d_wide": 1, "independent": independent,
+        }  # fmt: skip
+        return Instruction(op, common | fields | more)
+
+    code: list[Instruction] = []
+    for first, second, independent in product(KINDS, KINDS, (0, 1)):
+        for shape, other in product(((1, 1), (1, 8), (6, 3)), ((1, 2), (4, 4))):
+            code.append(instruction(first, *shape, 0))
+            code += [instruction(second, *other, independent), FENCE]
+    predicted, result = measure(config, program_of(config, [*code, HALT], 1 << 17))
+    assert result.timeline is not None
+    for ours, theirs in zip(predicted.executed, result.timeline.executed, strict=True):
+        assert ours == theirs, code[ours.pc]
+    assert predicted.counters["VECTOR_BUSY"] == result.counters["VECTOR_BUSY"]
+
+
+@pytest.mark.parametrize("length", [3, 17, 40, 70])
+def test_loops_on_chip_to_the_cycle(length: int) -> None:
+    """Loops that stay in the instruction buffer, that do so with their end only, that do not."""
+    config = replace(CONFIGS["dim4"], instruction_rows=64)
+    body = [
+        Instruction("vector", {"rows": 2, "blocks": 2, "d": 64}),
+        Instruction("alu", {"x": 5, "y": 11, "rd": 2, "op": isa.AluOp.SHL}),
+    ]
+    count = Instruction("alu", {"y": 1, "rd": 1}, {2: 1})
+    back = Instruction("branch", {"y": 4, "target": 1, "condition": isa.Condition.LT}, {2: 1})
+    code = [FENCE, *(body * length)[:length], count, back, HALT]
+    predicted, result = measure(config, program_of(config, code))
+    assert result.timeline is not None
+    assert predicted.executed == result.timeline.executed
+    assert predicted.counters["FETCH_BYTES"] == pytest.approx(
+        result.counters["FETCH_BYTES"], abs=512
+    )
 
 
 def test_a_matmul_in_the_way_of_the_vector_unit(seed: int) -> None:
@@ -194,7 +249,10 @@ def test_a_schedule_without_a_program() -> None:
     whole = predict(program_of(config, [*code, HALT]))
     assert alone.executed == whole.executed[:-1]
     assert alone.cycles == alone.executed[-1].end + 1
-    wider = simulate(config, code, parameters=replace(PARAMETERS, weight_rows=4))
+    done = PARAMETERS.matmul_done + 5
+    later = simulate(config, code, parameters=replace(PARAMETERS, matmul_done=done))
+    assert later.cycles == alone.cycles + 5
+    wider = simulate(replace(config, weight_ports=4), code)
     assert wider.cycles < alone.cycles
 
 

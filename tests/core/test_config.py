@@ -19,6 +19,7 @@ def test_every_parameter_is_in_the_fingerprint():
             "dim": 16, "lanes": 8, "bus_bytes": 4, "activation_rows": 64, "weight_rows": 64,
             "weight_ports": 2, "accumulator_rows": 64, "parameter_rows": 64, "table_slots": 2,
             "max_length": 64, "max_features": 64, "queue_depth": 4, "max_burst": 16,
+            "instruction_rows": 64,
             "outstanding": 1,
         }.items()
     ]  # fmt: skip
@@ -39,6 +40,8 @@ def test_every_parameter_is_in_the_fingerprint():
         ({"table_slots": 16}, "table_slots must be a power of two from 1 to 8, not 16"),
         ({"max_length": 8192}, "max_length must be a power of two from 16 to 4096, not 8192"),
         ({"queue_depth": 1}, "queue_depth must be from 2 to 64, not 1"),
+        ({"instruction_rows": 48}, "instruction_rows must be 0 or a power of two from 32 to 4096, "
+         "not 48"),
         ({"max_burst": 257}, "max_burst must be from 1 to 256, not 257"),
         ({"outstanding": 0}, "outstanding must be a positive integer, not 0"),
     ],

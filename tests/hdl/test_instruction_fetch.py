@@ -17,6 +17,9 @@ CONFIGS = {
     "bus8-burst3": Config(dim=8, bus_bytes=8, max_burst=3),
     "bus16": Config(dim=16, bus_bytes=16),
     "bus32": Config(dim=32, lanes=4, bus_bytes=32),
+    "bus4-kept": Config(dim=4, lanes=2, bus_bytes=4, instruction_rows=32),
+    "bus16-kept": Config(dim=16, bus_bytes=16, instruction_rows=128),
+    "bus32-kept": Config(dim=32, lanes=4, bus_bytes=32, instruction_rows=64),
 }
 
 
@@ -50,8 +53,12 @@ def test_words(name: str, gap: float, seed: int) -> None:
             bus.drive(ctx)
             restart = load is None and rng.random() < 0.06
             ctx.set(dut.restart, restart)
+            ctx.set(dut.flush, restarts == 0 or rng.random() < 0.1)
             if restart:
-                pc = int(rng.integers(0, 200))
+                here = (expected or 0) // 8
+                pc = int(rng.choice([here, here + 1, *rng.integers(0, 200, 2), *(
+                    np.clip(here - rng.integers(0, 40, 4), 0, 200)
+                )]))
                 ctx.set(dut.pc, pc)
             elif load is None and rng.random() < 0.03:
                 load, sent = 4 * int(rng.integers(0, 2000)), False

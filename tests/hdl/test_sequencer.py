@@ -1,5 +1,7 @@
 """The sequencer with its fetch against the golden machine, on random control programs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from amaranth import Module
@@ -18,6 +20,7 @@ from systolith.sim.machine import GoldenMachine
 from .bus_model import BusModel
 
 CONFIG = Config(dim=4, lanes=2, bus_bytes=4)
+LOOPING = replace(CONFIG, instruction_rows=64)
 BASE = 0x460
 DATA = 0x1800
 """Offset of the words that programs load."""
@@ -42,17 +45,30 @@ class Recorder(GoldenMachine):
         return pc + 1
 
 
-def run(program: bytes, seed: int, *, gap: float = 0.3, bad: range = range(0), limit: int = 20000):
-    """Executes on the hardware: (handed on, marks, outcome, pc, number retired, cycles)."""
+def run(
+    program: bytes,
+    seed: int,
+    *,
+    gap: float = 0.3,
+    bad: range = range(0),
+    limit: int = 20000,
+    config: Config = CONFIG,
+    requests: list[tuple[int, int]] | None = None,
+):
+    """Executes on the hardware: (handed on, marks, outcome, pc, number retired, cycles).
+
+    ``requests``: becomes the addresses and beats that were read.
+    """
     rng = np.random.default_rng(seed)
     memory = np.frombuffer(bytes(BASE) + program, np.uint8)
-    sequencer, fetch = Sequencer(), InstructionFetch(CONFIG)
+    sequencer, fetch = Sequencer(), InstructionFetch(config)
     m = Module()
     m.submodules.sequencer, m.submodules.fetch = sequencer, fetch
     connect(m, sequencer.words, fetch.words)
     connect(m, sequencer.addresses, fetch.addresses)
     connect(m, sequencer.loaded, fetch.loaded)
     m.d.comb += [fetch.restart.eq(sequencer.restart), fetch.pc.eq(sequencer.pc)]
+    m.d.comb += fetch.flush.eq(sequencer.begins)
     bus = BusModel(fetch.bus, memory, CONFIG.bus_bytes, rng, latency=6, gap=gap)
     bus.bad = bad
     handed: list[tuple] = []
@@ -95,6 +111,8 @@ def run(program: bytes, seed: int, *, gap: float = 0.3, bad: range = range(0), l
     simulator.add_clock(1e-6)
     simulator.add_testbench(bench)
     simulator.run()
+    if requests is not None:
+        requests[:] = bus.requests
     return handed, marks, *result
 
 
@@ -158,14 +176,15 @@ def random_program(rng) -> list[Instruction]:
     return program
 
 
+@pytest.mark.parametrize("config", [CONFIG, LOOPING], ids=["", "looping"])
 @pytest.mark.parametrize("number", range(6))
-def test_programs(number: int, seed: int) -> None:
+def test_programs(number: int, config: Config, seed: int) -> None:
     rng = np.random.default_rng([seed, number])
     program = image(random_program(rng), rng)
     memory = np.frombuffer(program, np.uint8).copy()
     golden = Recorder(memory)
     golden.run(10000)
-    handed, marks, code, _, retired, _ = run(program, seed)
+    handed, marks, code, _, retired, _ = run(program, seed, config=config)
     assert code == Error.NONE
     for index, (got, want) in enumerate(zip(handed, golden.handed, strict=False)):
         pc, op, _, second, *words = want
@@ -180,6 +199,50 @@ def test_eight_cycles(seed: int) -> None:
     program = [Instruction("load", {"words": 1, "rows": 1})] * 50 + [Instruction("halt")]
     *_, cycles = run(isa.assemble(program) + bytes(256), seed, gap=0.0)
     assert 8 * 51 <= cycles <= 8 * 51 + 20
+
+
+def loop_of(length: int, rounds: int) -> list[Instruction]:
+    body = [Instruction("load", {"words": 1, "rows": 1})] * (length - 2)
+    count = Instruction("alu", {"y": 1, "rd": 1, "op": AluOp.ADD}, {2: 1})
+    back = Instruction("branch", {"y": rounds, "target": 0, "condition": Condition.LT}, {2: 1})
+    return [*body, count, back, Instruction("halt")]
+
+
+@pytest.mark.parametrize("length, once", [(48, True), (50, False)])
+def test_a_loop_is_fetched_once(length: int, once: bool, seed: int) -> None:
+    """If the buffer of 64 holds it and the 16 behind it; a taken branch then takes 13 cycles."""
+    requests: list[tuple[int, int]] = []
+    program = isa.assemble(loop_of(length, 5)) + bytes(2048)
+    cycles = [
+        run(program, seed, gap=0.0, config=config, requests=requests)[-1]
+        for config in (CONFIG, LOOPING)
+    ]
+    fetched = sum(beats for _, beats in requests) * CONFIG.bus_bytes // 32
+    assert (fetched < length + 20) == once
+    if once:
+        # Ten cycles of alu, eight of each load, and 8 + 2 + 1 + 2 of the branch.
+        lap = 8 * (length - 2) + 10 + 13
+        assert cycles[1] <= 5 * lap + 40
+        assert cycles[0] - cycles[1] >= 4 * 6  # the bus model's latency
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3, 4, 5, 7, 16, 31])
+def test_shifts(distance: int, seed: int) -> None:
+    """Four bits a cycle, and the rest one by one; both directions, against the golden machine."""
+    values = {"x": 0x8765_4321, "y": distance}
+    programs = [
+        [
+            Instruction("alu", {**values, "rd": 1, "op": operation}),
+            Instruction("storew", {"value": 0}, {3: 1}),
+            Instruction("halt"),
+        ]
+        for operation in (AluOp.ADD, AluOp.SHL, AluOp.SHR)
+    ]
+    results = [run(isa.assemble(program) + bytes(256), seed, gap=0.0) for program in programs]
+    written = [result[0][0][4] for result in results]
+    assert written[1] == 0x8765_4321 << distance & WORD and written[2] == 0x8765_4321 >> distance
+    plain, left, right = (result[-1] for result in results)
+    assert left == right == plain + 1 + distance // 4 + distance % 4
 
 
 ERRORS = {

@@ -100,15 +100,58 @@ def test_cycles(dim: int, lanes: int, rows: int, blocks: int) -> None:
         if fields.get("a_format") == Format.INT16:
             fields["a_stride"] = 0
     given = {"config": chosen.to_json(), "mode": "speed"}
-    given |= {"program": [{name: int(v) for name, v in fields.items()} for fields in program]}
+    given |= {"programs": [[{name: int(v) for name, v in fields.items()}] for fields in program]}
     cycles = runner.run(simulator(chosen), "vector", given, seed=1)["cycles"]
     print(cycles)
     for (fields, latency, reads), found in zip(CASES, cycles, strict=True):
         beats = dim // lanes
         # The bench has just read what the last one wrote: the port has to change hands once.
         first = 5 + reads
-        expected = first + latency + (rows * blocks - 1) * max(beats, reads) + beats + 1
+        expected = first + latency + (rows * blocks - 1) * max(beats, reads) + beats
         assert found == expected, f"{fields}: {found} cycles, expected {expected}"
+
+
+FROM_ACC = {"a_format": Format.ACC32}
+COPY = {"a_format": Format.INT8, "d_weight": 1}
+SOFTMAX = {"op": "softmax", "limit": 20, "mult": 40000, "shift": 20}
+NORM = {"op": "norm", "length": 30, "eps": 1}
+# Two instructions, and the cycles between their ``done`` beyond N, the beats of the second.
+PAIRS = [
+    (COPY, COPY, 3),
+    (FROM_ACC, FROM_ACC, 3),
+    (FROM_ACC, {**FROM_ACC, "table": TableMode.EXACT}, SCALE + TABLE),
+    ({**FROM_ACC, "table": TableMode.EXACT}, COPY, NONE),
+    (COPY, FROM_ACC, SCALE + 2),
+    (SOFTMAX, FROM_ACC, 1),
+    (NORM, FROM_ACC, 1),
+]
+
+
+def test_independent_instructions_overlap() -> None:
+    """The next one's results are there, or in the pipeline, when the one before is finished."""
+    chosen = config(8, 4)
+    n = 8
+    shape = {"rows": 1, "blocks": 4, "a": 2, "a_stride": 4}
+    programs = []
+    for independent in (1, 0):
+        for first, second, _ in PAIRS:
+            one, two = {**shape, **first, "d": 100}, {**shape, **second, "d": 110}
+            programs.append([one, {**two, "independent": independent}])
+    programs = [
+        [{k: v if k == "op" else int(v) for k, v in item.items()} for item in program]
+        for program in programs
+    ]
+    given = {"config": chosen.to_json(), "mode": "speed", "programs": programs}
+    gaps = runner.run(simulator(chosen), "vector", given, seed=1)["gaps"]
+    print(gaps)
+    latency = {id(FROM_ACC): SCALE, id(COPY): NONE}
+    for (first, second, beyond), found, alone in zip(
+        PAIRS, gaps, gaps[len(PAIRS) :], strict=False
+    ):
+        assert found == n + beyond, f"{first}, then {second}"
+        # Where the first one read no activations, the port has to change hands from the bench.
+        turn = second is COPY and first is not COPY
+        assert alone == n + 5 + latency.get(id(second), SCALE + TABLE) + turn
 
 
 def test_converts() -> None:
