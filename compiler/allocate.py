@@ -12,12 +12,17 @@ class Ring:
 
     Semaphores, not this class, keep a new owner from overwriting data that is still read by earlier
     instructions. What later instructions still need must be held (``take(..., hold=True)``).
+
+    ``regions``: how many are handed out in a round. Each that is used again has a signal for its
+    new owner; those that wait to be taken must not exceed what a semaphore counts to.
     """
 
-    def __init__(self, name: str, start: int, stop: int) -> None:
+    def __init__(self, name: str, start: int, stop: int, regions: int | None = None) -> None:
         self.name = name
         self.start = start
         self.stop = stop
+        self._regions = regions
+        self._given = 0
         self._next = start
         self._held: dict[int, int] = {}
         self._kept: dict[str, tuple[int, int]] = {}
@@ -33,11 +38,14 @@ class Ring:
 
     def take(self, rows: int, *, hold: bool = False) -> int:
         """First row of ``rows`` consecutive rows, none of which is held."""
+        if self._given == self._regions:
+            self._next, self._given = self.start, 0
         for candidate in (self._next, self.start, *sorted(self._held.values())):
             if candidate + rows <= self.stop and not any(
                 first < candidate + rows and candidate < end for first, end in self._held.items()
             ):
                 self._next = candidate + rows
+                self._given += 1
                 self._forget(candidate, self._next)
                 if hold:
                     self._held[candidate] = self._next

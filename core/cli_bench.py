@@ -43,6 +43,7 @@ def _fail_unless_exact(results: Sequence[dict[str, Any]]) -> None:
 @click.option("--seed", default=1, show_default=True)
 @click.option("--latency", default=40, show_default=True, help="Cycles of the memory.")
 @click.option("--bus-bytes", type=int, help="Bytes per cycle of the bus, if not the preset's.")
+@click.option("--predict", is_flag=True, help="Beside the cycles, those that the compiler expects.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 def gemm(
     dim: int,
@@ -53,6 +54,7 @@ def gemm(
     seed: int,
     latency: int,
     bus_bytes: int | None,
+    predict: bool,
     as_json: bool,
 ) -> None:
     """Cycles of int8 matrix products: `--shape 128x256x256 64x64x64`."""
@@ -63,7 +65,15 @@ def gemm(
     config = config_of_dim(dim)
     if bus_bytes:
         config = replace(config, bus_bytes=bus_bytes)
-    results = measure_gemm(config, shapes, source=source, queue=queue, seed=seed, latency=latency)
+    results = measure_gemm(
+        config,
+        shapes,
+        source=source,
+        queue=queue,
+        predicted=predict,
+        seed=seed,
+        latency=latency,
+    )
     _print(results, as_json)
     _fail_unless_exact(results)
 

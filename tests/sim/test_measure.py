@@ -1,5 +1,7 @@
 """The measuring commands: bounds kept, results checked, on the RTL of the whole machine."""
 
+from dataclasses import replace
+
 import pytest
 
 from systolith.compiler.gemm import Shape
@@ -30,6 +32,35 @@ def test_a_queue_costs_the_sum_of_its_bounds(seed):
 def test_gemm_from_memory_is_exact(seed):
     results = measure_gemm(PRESETS["tiny"], SHAPES, source="dram", seed=seed, stall_r=60)
     assert all(result["bit_exact"] for result in results)
+
+
+def keeps_to_the_hardware(result):
+    """Whether a product from memory is exact, and takes what array or bus need and little more."""
+    assert result["bit_exact"], result
+    limit = 1.05 * max(result["bound"], result["memory_bound"]) + 200
+    return result["cycles"] <= limit and abs(result["predicted"] / result["cycles"] - 1) < 0.01
+
+
+def test_products_from_memory_run_at_the_speed_of_the_hardware(seed):
+    """One that the array bounds, one that the bus does."""
+    shapes = [Shape(128, 256, 256), Shape(3, 200, 1000)]
+    for result in measure_gemm(PRESETS["bench"], shapes, source="dram", predicted=True, seed=seed):
+        assert keeps_to_the_hardware(result), result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bus_bytes", [16, 8])
+def test_many_products_from_memory_run_at_the_speed_of_the_hardware(bus_bytes, seed):
+    config = replace(PRESETS["bench"], bus_bytes=bus_bytes)
+    shapes = [
+        Shape.parse(text)
+        for text in (
+            "128x256x256", "256x256x256", "128x384x1536", "128x1536x384", "64x832x2560",
+            "1x384x1000", "33x1000x300", "100x60x3285", "129x257x511",
+        )
+    ]  # fmt: skip
+    for result in measure_gemm(config, shapes, source="dram", predicted=True, seed=seed):
+        assert keeps_to_the_hardware(result), result
 
 
 @pytest.mark.slow
