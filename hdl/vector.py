@@ -69,7 +69,8 @@ class VectorUnit(wiring.Component):
     ``done``, if nothing is under way and no port waits: the beats of the instruction, plus 5, plus
     the latency of ``Alu`` (1 to 17, what an instruction does not need is passed by), plus one for
     each read of the activation memory beyond the first that a block needs. With an arg-max, up to
-    log2(V) + 2 more. No errors.
+    log2(V) + 2 more. One row of n beats takes ``3 n + 33 + log2(V)`` cycles as a softmax and at
+    most ``2 n + 38 + log2(V)`` as a norm. No errors.
 
     Members
     -------

@@ -29,7 +29,9 @@ CONFIGS = {
     "dim4": Config(dim=4, lanes=2, bus_bytes=4, **SMALL),
     "dim8": Config(dim=8, lanes=8, bus_bytes=4, max_burst=4, outstanding=2, **SMALL),
     "dim16": Config(dim=16, lanes=4, bus_bytes=16, **SMALL),
-    "dim4-2": Config(dim=4, lanes=2, bus_bytes=4, weight_ports=2, **SMALL),
+    "dim4-2": Config(
+        dim=4, lanes=2, bus_bytes=4, weight_ports=2, instruction_rows=256, **SMALL
+    ),
     "dim16-4": Config(dim=16, lanes=8, bus_bytes=16, weight_ports=4, **SMALL),
 }
 SETTINGS = [

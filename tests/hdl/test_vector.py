@@ -154,6 +154,21 @@ def test_independent_instructions_overlap() -> None:
         assert alone == n + 5 + latency.get(id(second), SCALE + TABLE) + turn
 
 
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_cycles_of_a_softmax_and_of_a_norm(blocks: int) -> None:
+    """Of one row of n beats, from the acceptance to ``done``."""
+    n, log_v = 2 * blocks, 2
+    shape = {"rows": 1, "blocks": blocks, "a": 2, "a_stride": 4, "d": 100}
+    programs = [
+        [{**shape, **SOFTMAX, "limit": 7}],
+        [{**shape, **NORM, "length": 7}],
+    ]
+    given = {"config": config(8, 4).to_json(), "mode": "speed", "programs": programs}
+    softmax, norm = runner.run(simulator(config(8, 4)), "vector", given, seed=1)["cycles"]
+    assert softmax == 3 * n + 33 + log_v
+    assert norm == 2 * n + 38 + log_v + 1  # the port has to change hands from the bench
+
+
 def test_converts() -> None:
     text = to_verilog(VectorUnit(config(4, 2)), "vector")
     assert "module vector" in text
