@@ -66,7 +66,7 @@ def test_products_in_the_scratchpad(preset: str) -> None:
     config = PRESETS[preset]
     for shapes in ([Shape(64, 64, 64)], [Shape(16, 16, 16), Shape(31, 66, 30), Shape(1, 64, 96)]):
         predicted, result = measure(config, compile_gemm(config, shapes, "scratchpad"))
-        demand(predicted, result, tolerance=0.001)
+        demand(predicted, result, tolerance=0.005)
 
 
 @pytest.mark.parametrize("bandwidth", [256, 128])
@@ -77,7 +77,7 @@ def test_products_from_memory(preset: str, bandwidth: int) -> None:
     shape = Shape(64, 256, 256) if preset == "bench" else Shape(30, 40, 50)
     program = compile_gemm(config, [shape, Shape(17, 33, 64)], "dram")
     predicted, result = measure(config, program, bandwidth=bandwidth)
-    demand(predicted, result, tolerance=0.001)
+    demand(predicted, result, tolerance=0.005)
     again = predict(program, bus_bytes_per_cycle=config.bus_bytes * bandwidth / 256)
     assert again == predicted
 
