@@ -88,6 +88,14 @@ class AttentionLowering:
         self.members = self.heads.group if several else 1
         self.units = 0
         placed: dict[str, object] = {**low.placed, **low.caches}
+        self.suffix = ""
+        if low.sequences > 1:  # the span is the token of one of them
+            self.suffix = f" {span.first}"
+            placed |= {
+                name: place.of(span.first)
+                for name, place in low.placed.items()
+                if isinstance(place, Stationary)
+            }
         # Keys of 12 bits are two tensors, each with a query: their products add up to the scores.
         self.pairs = [("key", low.at(node.q), placed[node.k])]
         if node.q_low is not None and node.k_low is not None:
@@ -259,7 +267,7 @@ class AttentionLowering:
         low, span = self.low, self.span
         d, hb, rows = self.config.dim, self.heads.head_blocks, self.tile_rows
         shape = (self.heads.sets * hb, self.context, d)
-        title = f"{self.node.name} {name} cache"
+        title = f"{self.node.name} {name} cache{self.suffix}"
         if title not in low.memory.symbols:
             low.memory.buffer(title, "uint8", shape)
         address = low.memory.symbols[title].address

@@ -14,6 +14,7 @@ token to stop at is read after that: by setting it to its choice the host ends t
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +69,29 @@ def compile_decoder(
     once (default: the most that fit, up to D). ``resident``: keep all weights on chip (default: if
     they fit). Raises ``DoesNotFit`` or ``Unsupported`` where it cannot.
     """
-    _demand_decoder(graph)
+    demand_decoder(graph)
     graph = without_moves(graph)
+    context = context_of(graph, config, context)
+    choices = [1 << i for i in range(config.dim.bit_length() - 1, -1, -1)]
+    choices = choices if tokens is None else [tokens]
+    attempts = [
+        (block, keep, on_chip)
+        for block in choices
+        if block <= context
+        for keep in ([True, False] if resident is None else [resident])
+        for on_chip in (True, False)
+    ]
+    for index, attempt in enumerate(attempts):
+        try:
+            return Decoder(graph, config, context, *attempt).program()
+        except DoesNotFit:
+            if index == len(attempts) - 1:
+                raise
+    raise AssertionError("there is at least one attempt")
+
+
+def context_of(graph: Graph, config: Config, context: int | None) -> int:
+    """The context asked for, or the longest; raises ``DoesNotFit`` for one that cannot be."""
     limit = min(graph.context, config.max_length)
     context = limit if context is None else context
     if not 1 <= context <= limit:
@@ -77,23 +99,10 @@ def compile_decoder(
             f"A context of {context} tokens is not possible: the model has {graph.context}, and the"
             f" softmax unit of the configuration {config.max_length}"
         )
-    choices = [1 << i for i in range(config.dim.bit_length() - 1, -1, -1)]
-    attempts = [
-        (block, keep, on_chip)
-        for block in ([tokens] if tokens else [n for n in choices if n <= context])
-        for keep in ([True, False] if resident is None else [resident])
-        for on_chip in (True, False)
-    ]
-    for index, attempt in enumerate(attempts):
-        try:
-            return _Decoder(graph, config, context, *attempt).program()
-        except DoesNotFit:
-            if index == len(attempts) - 1:
-                raise
-    raise AssertionError("there is at least one attempt")
+    return context
 
 
-def _demand_decoder(graph: Graph) -> None:
+def demand_decoder(graph: Graph) -> None:
     """Raises ``Unsupported`` for what no program can be made of yet."""
     if not graph.generative:
         raise Unsupported(
@@ -105,7 +114,7 @@ def _demand_decoder(graph: Graph) -> None:
         raise Unsupported("Programs for attention layers with different heads are not supported")
 
 
-class _Decoder:
+class Decoder:
     """One attempt at a program, with everything chosen.
 
     ``tokens``: of a block of the prompt. ``on_chip``: keys and values stay in the weight memory.
@@ -119,11 +128,12 @@ class _Decoder:
         tokens: int,
         resident: bool,
         on_chip: bool,
+        sequences: int = 1,
     ) -> None:
         self.graph, self.config, self.context = graph, config, context
         self.memory = Memory()
         self.control = self.memory.buffer("control", "<u4", (4,))
-        self.tokens = self.memory.buffer("tokens", "<u4", (context + 1,))
+        self.tokens = self.memory.buffer("tokens", "<u4", (sequences * (context + 1),))
         self.lowering = Lowering(
             graph,
             config,
@@ -134,6 +144,7 @@ class _Decoder:
             looping=True,
             resident=resident,
             leading=0 if resident else min(LEADING, config.weight_rows // 16),
+            sequences=sequences,
         )
         if on_chip and not resident and self.lowering.weights.rows < config.weight_rows // 4:
             raise DoesNotFit("Keys and values leave too little of the weight memory")
@@ -167,7 +178,7 @@ class _Decoder:
             size,
             symbols,
             {
-                "kind": "decoder",
+                **self._describe(),
                 "context": self.context,
                 "block": self.lowering.tokens,
                 "resident": self.lowering.resident,
@@ -178,6 +189,9 @@ class _Decoder:
                 "labels": [step.label for step in self.steps],
             },
         )
+
+    def _describe(self) -> dict[str, Any]:
+        return {"kind": "decoder"}
 
     # The parts of the program --------------------------------------------------------------------
 
@@ -325,8 +339,10 @@ class _Decoder:
 
         address = low.constant(node.name, make)
         times(low, R.A, R.POSITION, x.stride * self.config.dim, R.C)
-        words = x.stride * span.count
-        low.load(LoadSpace.ACTIVATION, address, words, x.first, registers={"address": R.A})
+        words = x.stride * (span.count if low.sequences == 1 else 1)
+        for sequence in range(low.sequences):
+            row = x.first + sequence * x.stride
+            low.load(LoadSpace.ACTIVATION, address, words, row, registers={"address": R.A})
 
     def _log(self, low: Lowering, node: Node, span: Span) -> None:
         """Stores the logits of the block's last token."""

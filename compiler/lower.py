@@ -7,7 +7,7 @@ body of code serves prefill and decode at every position.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,10 @@ class Source:
     format: Format
     period: int = 0
 
+    def token(self, index: int) -> "Source":
+        """From another token on."""
+        return replace(self, first=self.first + index * self.stride)
+
     def block(self, index: int) -> int:
         return self.first + (index % self.period if self.period else index) * self.step
 
@@ -72,6 +76,8 @@ class Lowering:
     of a loop; then parameters and tables are loaded once (``preload``) as far as they fit, keys and
     values of all layers stay, and with ``resident`` the weights do, too. ``leading``: rows of the
     weight memory for the first weights of a loop's body, which the turn before it loads.
+    ``sequences``: if more than one, token s of a span is one of sequence s, and all of them have
+    the same position.
     """
 
     def __init__(
@@ -86,10 +92,12 @@ class Lowering:
         looping: bool = False,
         resident: bool = False,
         leading: int = 0,
+        sequences: int = 1,
         level: Callable[[Node], int] = lambda node: 0,
     ) -> None:
         self.graph, self.config, self.memory = graph, config, memory
         self.tokens, self.context, self.resident = tokens, context, resident
+        self.sequences = sequences
         self.steps: list[Step] = []
         self.preload: list[Step] = []
         self.placed: dict[str, Place] = {}
@@ -204,7 +212,7 @@ class Lowering:
         """
         rows = [
             sum(
-                self.layouts[name].blocks * self._tile_rows()
+                self.layouts[name].blocks * self._tile_rows() * self.sequences
                 for name in {node.k, node.v, node.k_low, node.v_low} & self.keys
             )
             for node in self.graph.of_kind(Attention)
@@ -391,7 +399,8 @@ class Lowering:
         place: Place
         if name in self.keys:
             rows = self._tile_rows()
-            first = self._first_key + self._key_pool.take(rows * layout.blocks)
+            count = rows * layout.blocks * self.sequences
+            first = self._first_key + self._key_pool.take(count)
             place = Stationary(first, layout, rows)
         else:
             count = span.count if tokens is None else tokens
@@ -442,6 +451,20 @@ class Lowering:
         """
         count = out.layout.blocks - first if blocks is None else blocks
         rows, registers = span.rows()
+        if isinstance(out, Stationary) and self.sequences > 1 and span.count > 1:
+            for index in range(self.sequences):
+                self.elementwise(
+                    fields,
+                    a.token(index),
+                    out.of(index),
+                    Span(0, 1, dynamic=True),
+                    b=None if b is None else b.token(index),
+                    param=param,
+                    reads=reads,
+                    first=first,
+                    blocks=blocks,
+                )
+            return
         if isinstance(out, Stationary):
             plain = b is None and param is None and out.rows < 1 << 12
             if plain and span.count == 1 and not span.open:

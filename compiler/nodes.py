@@ -1,6 +1,7 @@
 """What each kind of node becomes: instructions for one span of tokens."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,12 @@ def lower(
             # The late nodes have their places before, so that attention knows them.
             for each in late.get(node.name, ()):
                 low.place(each.out, span)
-            AttentionLowering(low, node, span).run(lambda: emit_late(node))
+            parts = [span]
+            if low.sequences > 1:
+                low.place(node.out, span)
+                parts = [replace(span, first=token, count=1) for token in range(span.count)]
+            for part in parts:
+                AttentionLowering(low, node, part).run(lambda: emit_late(node))
         elif type(node) in _LOWER:
             _LOWER[type(node)](low, node, span)
         else:
@@ -183,9 +189,11 @@ def _linear(low: Lowering, node: Linear, span: Span) -> None:
 
 
 def _rope(low: Lowering, node: Rope, span: Span) -> None:
-    table = _rope_table(low, node, span)
     blocks = low.heads[node.name].head_blocks
-    b = Source(table.row(span), blocks * 4, 4, table.region(span), Format.INT16, blocks)
+    row = span if low.sequences == 1 else replace(span, count=1)  # the same one for all
+    table = _rope_table(low, node, row)
+    stride = blocks * 4 if low.sequences == 1 else 0
+    b = Source(table.row(row), stride, 4, table.region(row), Format.INT16, blocks)
     _binary(low, node, node.x, {"combine": Combine.ROPE, "shift": node.shift}, span, b)
 
 

@@ -1,6 +1,6 @@
 """What lowering knows at compile time of things that exist at run time: registers and tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from systolith.compiler.layout import Layout
@@ -125,6 +125,10 @@ class Stationary:
 
     bits = 8
     planes = 1
+
+    def of(self, sequence: int) -> "Stationary":
+        """The keys or values of one of several sequences, which lie one behind the other."""
+        return replace(self, first=self.first + sequence * self.layout.blocks * self.rows)
 
     def row(self, block: int, span: Span) -> int:
         return self.first + block * self.rows + span.first
