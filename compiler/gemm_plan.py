@@ -153,18 +153,16 @@ class Plan:
     def _cells(self, m: Span, tiles: list[Span]) -> list[tuple[Span, Span]]:
         """Rows and n tiles of the first panel of all, in the order in which they are computed.
 
-        Twice ``first_rows`` through the first tiles, both through the others, then ever more rows:
-        behind the first few tasks operands come faster than they are used.
+        The rows and the tiles that take part double in turns: so operands soon come faster than
+        they are used.
         """
-        first, *others = _growing(m, self.first_rows)
-        start = first
-        cells = [(first, tiles[0])]
-        if others:
-            second = others.pop(0)
-            start = Span(first.start, second.stop)
-            cells.append((second, tiles[0]))
-        cells += [(start, t) for t in tiles[1:]]
-        return cells + [(rows, t) for rows in others for t in tiles]
+        cells: list[tuple[Span, Span]] = []
+        done = 1  # n tiles that take part
+        for group in _growing(m, self.first_rows, self.dim):
+            cells += [(group, t) for t in tiles[:done]]
+            cells += [(Span(m.start, group.stop), t) for t in tiles[done : 2 * done]]
+            done *= 2
+        return cells + [(m, t) for t in tiles[done:]]
 
     def _tiles(self, n: Span, *, final: bool) -> list[Span]:
         """n tiles of the pieces of a block; the last piece of all has one."""
@@ -197,7 +195,7 @@ class Plan:
                 for piece, rows in _walk(start if number < self.ramps else whole, pieces):
                     parts = [k]
                     if begins and piece.n == tiles[0]:
-                        parts = _growing(k, 1, 4)
+                        parts = _growing(k, 1, 1, 4)
                     elif ends and piece.n == tiles[-1]:
                         parts = _shrinking(k, 2)
                     for part in parts:
@@ -231,16 +229,16 @@ def _meet(a: Span, b: Span) -> Span:
     return Span(start, max(start, min(a.stop, b.stop)))
 
 
-def _growing(span: Span, first: int, slowly: int = 1) -> list[Span]:
+def _growing(span: Span, first: int, least: int, slowly: int = 1) -> list[Span]:
     """Cuts a span into parts of ``first``, or of one in ``slowly`` of all before if that is more.
 
-    None is shorter than ``first``, unless the span is.
+    None is shorter than ``least``, unless the span is.
     """
     sizes: list[int] = []
     rest = len(span)
     while rest:
         size = min(max(first, sum(sizes) // slowly), rest)
-        if rest - size < first:
+        if rest - size < least:
             size = rest
         sizes.append(size)
         rest -= size
@@ -352,4 +350,4 @@ def _piece_tiles(config: Config, shape: Shape, block_rows: int) -> set[int]:
                        config.activation_rows // 16 // block_rows,
                        config.weight_rows // _SHARE // d))  # fmt: skip
     cycles = k_tiles * max(block_rows, d)
-    return {min(limit, max(1, size // cycles)) for size in (1, 512, 1024, 2048, 8192)}
+    return {min(limit, max(1, size // cycles)) for size in (1, 256, 512, 1024, 2048, 8192)}

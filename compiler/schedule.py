@@ -7,6 +7,7 @@ same region, at least one of them writing, and orders them by semaphores. `overl
 instructions that need not wait for the ones before them.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from systolith.isa import QUEUED, Instruction, Unit, semaphore
 
 DISPATCH = 8
 """Cycles in which the sequencer puts one instruction into the queue of its unit."""
+MOST_AHEAD = 128
+"""Loads that are moved ahead of what needs them at a time: semaphores count to 255."""
 _NEVER = -1
 
 
@@ -114,7 +117,12 @@ def prefetch(steps: Sequence[Step], queue_depth: int) -> list[Step]:
         if len(before) >= queue_depth:
             now = max(now, before[-queue_depth])
         while done < len(loads) and (
-            loads[done] < index or (due[done] <= now and floors[loads[done]] < index)
+            loads[done] < index
+            or (
+                due[done] <= now
+                and floors[loads[done]] < index
+                and done - bisect_left(loads, index) < MOST_AHEAD
+            )
         ):
             result.append(steps[loads[done]])
             now += DISPATCH

@@ -63,6 +63,18 @@ def test_prefetch_moves_constants_to_where_half_a_queue_of_loads_has_begun():
     assert [s for s in order if s in work] == work
 
 
+def test_prefetch_keeps_semaphores_from_running_over():
+    places = [[(i, i + 1)] for i in range(400)]
+    work = [timed("matmul", reads=place, cycles=1000) for place in places]
+    loads = [timed("load", writes=place, constant=True, cycles=1) for place in places]
+    order = prefetch([s for pair in zip(loads, work, strict=True) for s in pair], 8)
+    ahead = most = 0
+    for s in order:
+        ahead += 1 if s.constant else -1
+        most = max(most, ahead)
+    assert 100 < most < 200
+
+
 def test_prefetch_stops_at_conflicts_and_moves_constants_alone():
     use, other = timed("matmul", reads=[(8, 9)]), timed("vector", reads=[(4, 5)])
     blocked = timed("load", writes=[(8, 9)], constant=True)
