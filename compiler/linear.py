@@ -36,19 +36,27 @@ def linear(
     """
     x = low.at(node.x)
     k_tiles, blocks = x.layout.blocks, out.layout.blocks
-    param = low.parameters(
-        node.name,
-        lambda: parameter_rows(
-            out.layout, *(low.graph.constants[name] for name in (node.bias, node.mult, node.shift))
-        ),
-        blocks,
-    )
+
+    def parameters(first: int, count: int) -> tuple[int, Region]:
+        return low.parameters(
+            node.name,
+            lambda: parameter_rows(
+                out.layout,
+                *(low.graph.constants[name] for name in (node.bias, node.mult, node.shift)),
+            ),
+            count,
+            first,
+        )
+
     regions = list(reads)
     if node.table is not None:
         slot, region = low.table(node.table)
         fields = fields | {"table": TableMode.INTERPOLATE, "slot": slot}
         regions.append(region)
     chunk = _chunk(low, k_tiles, blocks, span.count, b.period if b is not None else 0)
+    # The parameters of a vocabulary may be more than their memory holds.
+    whole = blocks <= low.config.parameter_rows // 4 or low.parameters_stay
+    param = parameters(0, blocks) if whole else None
     for n in range(0, blocks, chunk):
         n_tiles = min(chunk, blocks - n)
         weights = _weights(low, node, x, out, n, n_tiles)
@@ -64,7 +72,7 @@ def linear(
             out,
             span,
             b=b,
-            param=param,
+            param=parameters(n, n_tiles) if param is None else param,
             reads=regions,
             first=n,
             blocks=n_tiles,
@@ -121,6 +129,8 @@ def _chunk(low: Lowering, k_tiles: int, n_tiles: int, tokens: int, period: int) 
         weights = max(1, rows // (k_tiles * low.config.dim))
     accumulators = max(1, low.config.accumulator_rows // 4 // tokens)
     chunk = min(weights, accumulators, n_tiles, 1023)
+    if not low.parameters_stay:
+        chunk = min(chunk, max(1, low.config.parameter_rows // 4))
     if low.resident and tokens == 1 and n_tiles >= 2 * HALVES_FROM:
         # The shorter the last part, the shorter the drain that nothing hides.
         parts = 2 if n_tiles < 4 * HALVES_FROM else 4

@@ -126,7 +126,7 @@ class Lowering:
         self._led: int | None = 0
         self.weights = Ring("weight", self.leading.stop, self._first_key)
         parameters = self._parameter_rows()
-        self._parameters_stay = looping and parameters <= config.parameter_rows
+        self.parameters_stay = looping and parameters <= config.parameter_rows
         self._parameters = Ring("parameter", 0, config.parameter_rows)
         self._staying = self._staying_tables() if looping else []
         self._tables = Ring("table", len(self._staying), config.table_slots)
@@ -335,16 +335,21 @@ class Lowering:
                 into=into,
             )
 
-    def parameters(self, name: str, make: Callable[[], NDArray[np.uint8]], rows: int):
-        """Brings parameter rows (blocks, D, 8) into the parameter memory; first row, region."""
-        address = self.constant(f"{name} parameters", make)
-        first, there = self._parameters.keep(name, rows)
+    def parameters(
+        self, name: str, make: Callable[[], NDArray[np.uint8]], rows: int, skip: int = 0
+    ) -> tuple[int, Region]:
+        """Brings parameter rows (blocks, D, 8) into the parameter memory.
+
+        ``rows`` of them from row ``skip`` on. Returns where row 0 is, or would be, and the region.
+        """
+        address = self.constant(f"{name} parameters", make) + skip * 8 * self.config.dim
+        first, there = self._parameters.keep(f"{name} {skip}", rows)
         if not there:
-            into = self.preload if self._parameters_stay else None
+            into = self.preload if self.parameters_stay else None
             self.load(
                 LoadSpace.PARAMETER, address, 8 * rows, 8 * first, rows=("parameter", 8), into=into
             )
-        return first, Region("parameter", first, first + rows)
+        return first - skip, Region("parameter", first, first + rows)
 
     def table(self, name: str) -> tuple[int, Region]:
         """Brings a function table into a slot; slot, region."""
@@ -380,7 +385,7 @@ class Lowering:
         self.rope_tables = {}
         self._tables.forget()
         self.weights.forget()
-        if not self._parameters_stay:
+        if not self.parameters_stay:
             self._parameters.forget()
         self._led = 0
 

@@ -218,6 +218,30 @@ def decode(
 
 @bench.command()
 @click.option(
+    "--model", default="minilm", show_default=True, help="Checkpoint, .slq file, or `bundled`."
+)
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@click.option("--tokens", default=128, show_default=True, help="Of the sequence, or new ones.")
+@_options(_MACHINE)
+def model(
+    model: str, tokenizer: str | None, tokens: int, config_name: str, bus_bytes: int | None,
+    weight_ports: int | None, latency: int, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """A whole model: one sequence of an encoder, or a text of a language model."""
+    from systolith.cli_load import load_artifact
+    from systolith.sim.measure_model import measure_sequence, measure_text
+
+    config = _machine(config_name, bus_bytes, weight_ports)
+    with bar() as step:
+        graph = load_artifact(model, tokenizer, lambda text, part=0.0: step(text, part)).graph
+    measure = measure_text if graph.generative else measure_sequence
+    result = measure(graph, config, tokens, seed=seed, latency=latency)
+    _print([{"model": model} | result], as_json)
+    _fail_unless_exact([result])
+
+
+@bench.command()
+@click.option(
     "--model",
     "models",
     multiple=True,

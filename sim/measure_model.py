@@ -152,6 +152,31 @@ def measure_decode(
     }
 
 
+def measure_text(
+    graph: Graph, config: Config, tokens: int, *, prompt: int = 4, seed: int = 1, **settings: int
+) -> dict[str, Any]:
+    """Cycles of a text of ``tokens`` new tokens, start to halt, every logit compared."""
+    settings = {"latency": LATENCY, **settings}
+    program = compile_decoder(graph, config)
+    words = np.random.default_rng(seed).integers(0, graph.vocabulary, prompt).tolist()
+    request = Request(prompt=words, tokens=tokens)
+    result = machine_text(program, request, "rtl", **settings)
+    compare(result, integer_text(graph, request, context=program.metadata["context"]))
+    memory = program.memory()
+    set_prompt(program, memory, words, prompt + tokens)
+    cycles = result.counters["CYCLES"]
+    return {
+        "tokens": result.new,
+        "resident": program.metadata["resident"],
+        "cycles": cycles,
+        "cycles_per_token": round(cycles / result.new),
+        "predicted": predict(program, memory, latency=settings["latency"]).cycles,
+        "read_bytes": result.counters["READ_BYTES"],
+        "cycles_per_second": round(result.simulated / result.seconds),
+        "bit_exact": True,
+    }
+
+
 def _predicted_token(
     program: Program, prompt: list[int], tokens: tuple[int, int], latency: int
 ) -> float:
