@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +108,37 @@ def _write_text(
         _report(made, config, clock)
 
 
+def _write_batch(wanted: list[_Text], backend: str, config: Config, clock: float) -> None:
+    """Several texts, decoded together, one behind the other on the terminal."""
+    step = steps()
+    graph, vocabulary = language_model(wanted[0].model, wanted[0].tokenizer, step)
+    requests = [text.request(graph, vocabulary) for text in wanted]
+    for request in requests:
+        request.total(graph.context)
+    from systolith.sim.batch import generate_batch
+
+    step(f"writing {len(requests)} texts together on {backend}")
+    made = generate_batch(graph, config, requests, backend)
+    for text, request, tokens in zip(wanted, requests, made.texts, strict=True):
+        stream = TextStream(vocabulary, request.prompt[-1])
+        new = "".join(stream.push(token) for token in tokens[len(request.prompt) :])
+        click.echo(f"{text.prompt}{new}{stream.close()}\n")
+    if backend == "golden":
+        return
+    step(f"the logits of {len(requests)} texts equal the golden forward, every bit")
+    if backend == "rtl":
+        cycles, count = made.counters["CYCLES"], made.steps * len(requests)
+        show_table(
+            [
+                ("cycles", f"{cycles:,}"),
+                ("cycles per token of each text (prompts included)", f"{cycles / count:,.0f}"),
+                (f"tokens/s at {clock:g} MHz, all texts", f"{count * clock * 1e6 / cycles:,.0f}"),
+                *shares(made.counters, config),
+                ("simulation", f"{made.simulated / made.seconds:,.0f} cycles/s"),
+            ]
+        )
+
+
 def _report(result: "Generation", config: Config, clock: float) -> None:
     """What the hardware counters say."""
     cycles = result.counters["CYCLES"]
@@ -125,7 +156,14 @@ def _report(result: "Generation", config: Config, clock: float) -> None:
 @click.command()
 @click.option("--model", default="bundled", show_default=True, help="Checkpoint, or `bundled`.")
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
-@click.option("--prompt", default=DEMO_PROMPT, show_default=True)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    default=[DEMO_PROMPT],
+    show_default=True,
+    help="Given several times, the texts are decoded together, weights read once for all.",
+)
 @click.option("--tokens", default=DEMO_TOKENS, show_default=True, help="Tokens to write, at most.")
 @click.option(
     "--temperature",
@@ -153,7 +191,7 @@ def _report(result: "Generation", config: Config, clock: float) -> None:
 def generate(
     model: str,
     tokenizer: str | None,
-    prompt: str,
+    prompts: tuple[str, ...],
     tokens: int,
     temperature: float,
     top_k: int,
@@ -181,12 +219,20 @@ def generate(
     wanted = _Text(
         model=model,
         tokenizer=tokenizer,
-        prompt=prompt,
+        prompt=prompts[0],
         tokens=tokens,
         sampler=Sampler(temperature, top_k, top_p, seed),
         stops=stops,
     )
-    _write_text(wanted, backend, config, clock, waves, trace)
+    if len(prompts) == 1:
+        _write_text(wanted, backend, config, clock, waves, trace)
+        return
+    if not wanted.sampler.greedy or stops or waves is not None or trace is not None:
+        raise UserError(
+            "Several prompts take the most likely tokens, without --stop, --waves and --trace: "
+            "leave these and --temperature out, or give one prompt"
+        )
+    _write_batch([replace(wanted, prompt=prompt) for prompt in prompts], backend, config, clock)
 
 
 @click.command()

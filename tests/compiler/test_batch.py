@@ -7,8 +7,10 @@ from systolith.compiler.tensors import Unsupported
 from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
 from systolith.sim import workloads
+from systolith.sim.batch import generate_batch
 from systolith.sim.machine import GoldenMachine
 from systolith.sim.machine_tb import MachineSim
+from systolith.sim.writer import Request
 from tests.interleaved import InterleavedMachine
 
 TINY = Config(
@@ -109,3 +111,17 @@ def test_errors_say_what_is_wrong(seed):
         set_prompts(program, memory, [[1], []], 4)
     with pytest.raises(DoesNotFit, match="allows 4 to 25"):
         set_prompts(program, memory, [[1, 2, 3], [1]], 3)
+
+
+def test_texts_of_requests_end_each_in_its_own_place(seed):
+    rng, graph = np.random.default_rng(seed), model(seed)
+    prompts = [rng.integers(0, 30, length).tolist() for length in (4, 2)]
+    alone, _ = reference(graph, prompts[1], 12)
+    requests = [
+        Request(prompt=prompts[0], tokens=5),
+        Request(prompt=prompts[1], tokens=9, stops=(alone[4],)),
+    ]
+    golden_texts = generate_batch(graph, TINY, requests, "golden").texts
+    result = generate_batch(graph, TINY, requests, "machine")
+    assert result.texts == golden_texts
+    assert len(result.texts[0]) == 9 and result.texts[1] == alone[: alone.index(alone[4], 2) + 1]
