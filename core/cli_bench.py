@@ -208,7 +208,9 @@ def decode(
         from systolith.cli_load import language_model
 
         with bar() as step:
-            graph, _ = language_model(model, tokenizer, lambda text: step(text, 0.0))
+            graph, _ = language_model(
+                model, tokenizer, lambda text, part=0.0: step(text, part)
+            )
     result = measure_decode(
         graph, config, resident=resident, prompt=prompt, tokens=(2, 2 + tokens), seed=seed,
         latency=latency,

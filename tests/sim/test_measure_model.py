@@ -1,6 +1,10 @@
+import json
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from systolith.cli import main
 from systolith.compiler.decoder import compile_decoder, logits, set_prompt
 from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
@@ -79,3 +83,21 @@ def test_large_vocabulary_weights_and_context():
     for _ in range(4):
         rows.append(model.step([int(np.argmax(rows[-1]))])[-1])
     assert np.array_equal(logits(program, memory)[1018:1023], np.array(rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["decode", "--model", "bundled", "--tokens", "1", "--config", "small"],
+        ["model", "--model", "bundled", "--tokens", "3", "--config", "small"],
+        ["layer", "--tokens", "20", "--hidden", "32", "--heads", "2", "--config", "small"],
+        ["attention", "--tokens", "20", "--hidden", "32", "--heads", "2", "--config", "small"],
+    ],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_commands_print_json(arguments):
+    answer = CliRunner().invoke(main, ["bench", *arguments, "--json"])
+    assert answer.exit_code == 0, answer.output
+    results = json.loads(answer.stdout[answer.stdout.index("[\n") :])
+    assert results and all(result["bit_exact"] and result["cycles"] > 0 for result in results)
