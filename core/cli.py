@@ -27,6 +27,7 @@ COMMANDS = {
     "rtl": "cli_hardware",
     "synth": "cli_hardware",
     "bench": "cli_bench",
+    "explore": "cli_explore",
 }
 """The module of each command, in the order in which --help lists them."""
 

@@ -1,13 +1,19 @@
 """Commands that make files of a model: quantize, export, compile."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
+from systolith.cli_counters import show_table
 from systolith.cli_load import load_artifact
 from systolith.cli_options import PIN, SUFFIX, bar, config_option, pinned, steps
 from systolith.config import load_config
 from systolith.errors import UserError
+
+if TYPE_CHECKING:
+    from systolith.program import Program
 
 
 @click.command()
@@ -113,4 +119,30 @@ def compile(
     program.save(output)
     if listing:
         click.echo(isa.listing(program.code()))
+    _describe(program)
     click.echo(f"{output}: {program.instructions} instructions, {len(program.image)} bytes")
+
+
+def _describe(program: "Program") -> None:
+    """The memory map, and predicted cycles by layer: two tokens of a text, or a whole sequence."""
+    from systolith.cli_report import print_layers
+    from systolith.compiler.decoder import set_prompt
+    from systolith.compiler.layers import per_layer
+    from systolith.compiler.memory_map import memory_map
+    from systolith.compiler.timing import predict
+
+    show_table(
+        [
+            (kind, f"{count:,} region{'s' * (count > 1)}, {size:,} bytes")
+            for kind, (count, size) in memory_map(program).items()
+        ]
+    )
+    memory = program.memory()
+    if program.metadata["kind"] == "decoder":
+        set_prompt(program, memory, [0], min(3, program.metadata["context"] + 1))
+        click.echo("Predicted cycles of a prompt of one token and a new one:")
+    else:
+        length = program.metadata["tokens"]
+        program.write(memory, "control", np.array([length], dtype=np.uint32))
+        click.echo(f"Predicted cycles of {length} tokens:")
+    print_layers(per_layer(predict(program, memory), program.metadata["labels"], program.config))
