@@ -183,6 +183,7 @@ class Decoder:
                 "block": self.lowering.tokens,
                 "resident": self.lowering.resident,
                 "caches": "on chip" if self.on_chip else "in memory",
+                "on_chip": self.lowering.on_chip,
                 "vocabulary": self.graph.vocabulary,
                 "logits_blocks": layout.blocks,
                 "logits_scale": self.graph.tensors[self.graph.logits].scale[0],

@@ -134,6 +134,17 @@ class Lowering:
         self.caches: dict[str, Cached] = {}
         self.rope_tables: dict[tuple[str, str], Placed] = {}
 
+    @property
+    def on_chip(self) -> dict[str, int]:
+        """Rows of the local memories by use, once everything was emitted."""
+        return {
+            "activations, at most": self.pool.peak,
+            "weights that stay": self.resident_weights.rows,
+            "weights loaded ahead": self.leading.rows,
+            "weights that pass through": self.weights.rows,
+            "keys and values": self.config.weight_rows - self._first_key,
+        }
+
     # What the graph needs ------------------------------------------------------------------------
 
     def _find_layouts(self) -> dict[str, Layout]:

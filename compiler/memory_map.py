@@ -1,4 +1,4 @@
-"""What the memory of a program holds, by kind."""
+"""What memory and local memories hold for a program, by kind."""
 
 from systolith.isa import INSTRUCTION_BYTES
 from systolith.program import Program
@@ -27,3 +27,16 @@ def memory_map(program: Program) -> dict[str, tuple[int, int]]:
         found[kind] = count + 1, size + symbol.size
     found["all, with gaps"] = len(program.symbols) + 1, program.memory_bytes
     return found
+
+
+def on_chip_map(program: Program) -> dict[str, tuple[int, int]]:
+    """Use of the activation and weight memories → rows of ``dim`` bytes, and of how many.
+
+    Nothing for a program whose producer does not say. Uses without a row are left out.
+    """
+    config = program.config
+    return {
+        use: (rows, config.activation_rows if use.startswith("activations") else config.weight_rows)
+        for use, rows in program.metadata.get("on_chip", {}).items()
+        if rows
+    }

@@ -2,7 +2,9 @@
 
 Block RAMs of 18 kbit, 36 bits wide at most, as ECP5 and Xilinx have them. Held to one routed
 machine (`small`: 136 multipliers, 113 block RAMs, docs/performance.md): what the vector unit with
-softmax and norm takes for each lane is the rest of that machine, divided.
+softmax and norm takes for each lane is the rest of that machine, divided. It is exact there because
+it was made from it; no second machine was routed, so how far off it is elsewhere is not known.
+Queues and instruction buffers of the units are LUT memories, which are not counted.
 """
 
 from dataclasses import dataclass

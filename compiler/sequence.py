@@ -140,6 +140,7 @@ class _Sequence:
                 "block": self.block,
                 "spilled": sorted(self.spilled),
                 "cached": sorted(low.caches),
+                "on_chip": low.on_chip,
                 "indices": list(self.graph.indices),
                 "given": self._given(),
                 "outputs": sorted(low.outputs),

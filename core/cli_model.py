@@ -124,17 +124,24 @@ def compile(
 
 
 def _describe(program: "Program") -> None:
-    """The memory map, and predicted cycles by layer: two tokens of a text, or a whole sequence."""
+    """Memory, local memories, and predicted cycles by layer: two tokens, or a whole sequence."""
     from systolith.cli_report import print_layers
     from systolith.compiler.decoder import set_prompt
     from systolith.compiler.layers import per_layer
-    from systolith.compiler.memory_map import memory_map
+    from systolith.compiler.memory_map import memory_map, on_chip_map
     from systolith.compiler.timing import predict
 
     show_table(
         [
             (kind, f"{count:,} region{'s' * (count > 1)}, {size:,} bytes")
             for kind, (count, size) in memory_map(program).items()
+        ]
+    )
+    dim = program.config.dim
+    show_table(
+        [
+            (use, f"{rows:,} of {whole:,} rows, {rows * dim:,} bytes")
+            for use, (rows, whole) in on_chip_map(program).items()
         ]
     )
     memory = program.memory()

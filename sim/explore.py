@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.decoder import compile_decoder, set_prompt
 from systolith.compiler.resources import Resources, resources
 from systolith.compiler.sequence import compile_sequence
+from systolith.compiler.tensors import Unsupported
 from systolith.compiler.timing import predict
 from systolith.config import Config, ConfigError
 from systolith.errors import UserError
-from systolith.graph import Graph
+from systolith.graph import Graph, Norm
 
 _PROMPT = 4
+_TOKENS = 64
+_LONGEST = 4096
+"""The longest softmax row of any configuration."""
 _ROWS = {
     "activation_rows": (10, 16),
     "weight_rows": (10, 16),
@@ -53,6 +58,12 @@ class Exploration:
     tried: int
     failed: dict[str, int]
 
+    def choose(self, number: int) -> Config:
+        """The configuration of an entry of the front, from 1; raises ``UserError`` beyond it."""
+        if not 1 <= number <= len(self.front):
+            raise UserError(f"The front has the machines 1 to {len(self.front)}, and no {number}")
+        return self.front[number - 1].config
+
     def save(self, path: Path) -> None:
         """Writes the front as JSON; ``config`` of an entry is what --config takes."""
         entries = [
@@ -67,7 +78,7 @@ def parse_budget(text: str) -> dict[str, int]:
     budget: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
-        if name not in ("dsp", "bram") or not value.isdecimal():
+        if name not in ("dsp", "bram") or name in budget or not value.isdecimal():
             raise UserError(f"A budget is dsp=NUMBER,bram=NUMBER, not {text!r}")
         budget[name] = int(value)
     return budget
@@ -86,20 +97,33 @@ def predicted_cycles(graph: Graph, config: Config, tokens: int) -> float:
     return (cycles[1] - cycles[0]) / 2
 
 
+_graph: Graph | None = None
+"""The model of a worker process, which gets it once."""
+
+
+def _begin(graph: Graph) -> None:
+    global _graph
+    _graph = graph
+
+
 def _evaluate(
-    graph: Graph, values: Mapping[str, int], tokens: int, budget: Mapping[str, int]
+    values: Mapping[str, int], tokens: int, budget: Mapping[str, int]
 ) -> Candidate | str:
-    """A candidate, or why there is none."""
+    """In a worker process: a candidate, or why there is none."""
+    assert _graph is not None
     try:
         config = Config(**values)
         need = resources(config)
         for name, limit in budget.items():
             if getattr(need, name) > limit:
                 return f"beyond {name}={limit}"
-        return Candidate(config, predicted_cycles(graph, config, tokens), need)
-    except (ConfigError, DoesNotFit) as error:
-        kind = "no such machine" if isinstance(error, ConfigError) else "the model does not fit"
-        return kind
+        return Candidate(config, predicted_cycles(_graph, config, tokens), need)
+    except ConfigError as error:
+        return f"no such machine: {error}"
+    except DoesNotFit:
+        return "the model does not fit"
+    except Unsupported as error:
+        return f"not supported: {error}"
 
 
 def _suggest(
@@ -112,6 +136,7 @@ def _suggest(
         "dim": dim,
         "lanes": max(2, dim // trial.suggest_categorical("dim over lanes", [1, 2, 4, 8])),
         "weight_ports": trial.suggest_categorical("weight_ports", [1, 2, 4]),
+        "queue_depth": trial.suggest_categorical("queue_depth", [4, 8, 16]),
         "table_slots": trial.suggest_categorical("table_slots", [2, 4, 8]),
         "instruction_rows": trial.suggest_categorical("instruction_rows", [0, 256, 512]),
     }
@@ -129,7 +154,7 @@ def explore(
     graph: Graph,
     *,
     budget: Mapping[str, int] | None = None,
-    tokens: int = 64,
+    tokens: int | None = None,
     trials: int = 64,
     jobs: int = 1,
     bus_bytes: int = 8,
@@ -139,8 +164,8 @@ def explore(
     """Tries ``trials`` configurations in ``jobs`` processes; the same for the same seed and jobs.
 
     ``bus_bytes``: most bytes of the memory bus in a cycle; ``tokens``: of a sequence, or the
-    longest context of a language model that the softmax unit must take. Raises ``UserError`` if
-    nothing fits, or without Optuna.
+    longest context of a language model that the softmax unit must take (default: 64, or the
+    model's if less). Raises ``UserError`` if nothing fits, or without Optuna.
     """
     try:
         import optuna
@@ -148,27 +173,27 @@ def explore(
         raise UserError(
             "explore needs Optuna: pip install 'systolith[explore]', or pip install optuna"
         ) from None
+    longest = min(graph.context, _LONGEST)
+    length = min(longest, _TOKENS) if tokens is None else tokens
+    if not 1 <= length <= longest:
+        raise UserError(f"explore takes 1 to {longest} tokens for this model, not {length}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=min(24, max(4, trials // 4)))
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    channels = max(tensor.channels for tensor in graph.tensors.values())
+    # Norms alone have a longest row: logits may be far wider than any configuration allows.
+    channels = max((graph.tensors[node.x].channels for node in graph.of_kind(Norm)), default=1)
     found: list[Candidate] = []
     failed: dict[str, int] = {}
     limits = dict(budget or {})
-    with ProcessPoolExecutor(jobs) as pool:
+    beyond: list[dict[str, int]] = []
+    with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(graph,)) as pool:
         for start in range(0, trials, jobs):
             asked = [study.ask() for _ in range(min(jobs, trials - start))]
-            futures = [
-                pool.submit(
-                    _evaluate,
-                    graph,
-                    _suggest(trial, bus_bytes, tokens, channels, limits.get("dsp")),
-                    tokens,
-                    limits,
-                )
-                for trial in asked
+            machines = [
+                _suggest(trial, bus_bytes, length, channels, limits.get("dsp")) for trial in asked
             ]
-            for trial, future in zip(asked, futures, strict=True):
+            futures = [pool.submit(_evaluate, values, length, limits) for values in machines]
+            for trial, values, future in zip(asked, machines, futures, strict=True):
                 result = future.result()
                 if isinstance(result, Candidate):
                     study.tell(trial, result.costs())
@@ -176,14 +201,46 @@ def explore(
                 else:
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
                     failed[result] = failed.get(result, 0) + 1
+                    if result.startswith("beyond "):
+                        beyond.append(values)
             progress(start + len(asked))
-    if not found:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in failed.items())
-        raise UserError(
-            f"None of {trials} configurations serves this model ({reasons}): give a larger budget "
-            "or more --trials"
-        )
+        if not found:
+            evaluate = partial(_evaluate, tokens=length, budget={})
+            smallest = _smallest(beyond, limits, lambda v: pool.submit(evaluate, v).result())
+            raise UserError(_nothing(trials, failed, smallest))
     return Exploration(pareto_front(found), trials, failed)
+
+
+def _smallest(
+    beyond: Sequence[Mapping[str, int]],
+    budget: Mapping[str, int],
+    evaluate: Callable[[Mapping[str, int]], Candidate | str],
+) -> Candidate | None:
+    """Of machines beyond the budget, the one nearest to it that the model fits."""
+
+    def excess(values: Mapping[str, int]) -> tuple[float, int, int]:
+        need = resources(Config(**values))
+        share = max(getattr(need, name) / max(limit, 1) for name, limit in budget.items())
+        return share, need.dsp, need.bram
+
+    for values in sorted(beyond, key=excess):
+        result = evaluate(values)
+        if isinstance(result, Candidate):
+            return result
+    return None
+
+
+def _nothing(trials: int, failed: Mapping[str, int], smallest: Candidate | None) -> str:
+    """The sentence for a search without a result."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in failed.items())
+    text = f"None of {trials} configurations serves this model ({reasons})"
+    if smallest is None:
+        return f"{text}: give a larger budget or more --trials"
+    need = smallest.resources
+    return (
+        f"{text}: the smallest that was found needs dsp={need.dsp},bram={need.bram}, so give a "
+        "larger budget or more --trials"
+    )
 
 
 def pareto_front(found: Sequence[Candidate]) -> list[Candidate]:

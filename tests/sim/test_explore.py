@@ -5,10 +5,18 @@ from click.testing import CliRunner
 
 from systolith.cli import main
 from systolith.compiler.resources import Resources, resources
+from systolith.compiler.tensors import Unsupported
 from systolith.config import PRESETS, Config
 from systolith.errors import UserError
 from systolith.sim import workloads
-from systolith.sim.explore import Candidate, explore, pareto_front, parse_budget, predicted_cycles
+from systolith.sim.explore import (
+    Candidate,
+    _evaluate,
+    explore,
+    pareto_front,
+    parse_budget,
+    predicted_cycles,
+)
 
 
 def small_llama(seed):
@@ -57,9 +65,29 @@ def test_encoders_are_searched_too(seed):
 
 
 def test_what_cannot_be_is_said(seed):
-    with pytest.raises(UserError, match=r"None of 4 configurations .* beyond dsp=1"):
+    found = r"None of 4 configurations .*beyond dsp=1\): the smallest that was found needs dsp=52,"
+    with pytest.raises(UserError, match=found):
         explore(small_llama(seed), budget={"dsp": 1}, tokens=32, trials=4)
     assert parse_budget("bram=20,dsp=3") == {"bram": 20, "dsp": 3}
     answer = CliRunner().invoke(main, ["explore", "--budget", "lut=3"])
     assert answer.exit_code == 2
     assert answer.output == "systolith: A budget is dsp=NUMBER,bram=NUMBER, not 'lut=3'\n"
+
+
+def test_logits_may_be_wider_than_any_norm(seed):
+    graph = workloads.llama(8, hidden=32, heads=4, kv_heads=2, ffn=48, layers=1, vocabulary=5000,
+                            context=32, seed=seed)  # fmt: skip
+    front = explore(graph, tokens=16, trials=8, seed=seed).front
+    assert front and all(one.config.max_features <= 64 for one in front)
+
+
+def test_what_the_compiler_does_not_support_is_a_reason_and_no_end(seed, monkeypatch):
+    def refuse(graph, config, tokens):
+        raise Unsupported("heads")
+
+    monkeypatch.setattr("systolith.sim.explore._graph", small_llama(seed))
+    monkeypatch.setattr("systolith.sim.explore.predicted_cycles", refuse)
+    values = {"dim": 8, "lanes": 4}
+    assert _evaluate(values, 32, {}) == "not supported: heads"
+    assert _evaluate(values, 32, {"dsp": 10}) == "beyond dsp=10"
+    assert _evaluate({"dim": 5}, 32, {}).startswith("no such machine: dim must be one of")
