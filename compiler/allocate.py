@@ -1,10 +1,27 @@
 """Allocation of local memories at compile time."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 from systolith.errors import UserError
+
+Made = TypeVar("Made")
 
 
 class DoesNotFit(UserError):
     """A model or block size that a configuration has no room for."""
+
+
+def first_that_fits(make: Callable[..., Made], choices: Sequence[tuple[Any, ...]]) -> Made:
+    """``make(*choice)`` of the first choice that fits; raises what the last one raised."""
+    failure: DoesNotFit | None = None
+    for choice in choices:
+        try:
+            return make(*choice)
+        except DoesNotFit as error:
+            failure = error
+    assert failure is not None, "there is at least one choice"
+    raise failure
 
 
 class Ring:

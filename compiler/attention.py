@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.layout import Heads, parameter_rows
-from systolith.compiler.lower import Lowering, Source
+from systolith.compiler.lower import Lowering
 from systolith.compiler.schedule import Region
 from systolith.compiler.tensors import Cached, Placed, Registers, Span, Stationary
+from systolith.compiler.vector import Source, elementwise
 from systolith.graph import Attention
 from systolith.isa import Format, LoadSpace, StoreSpace
 
@@ -268,9 +269,7 @@ class AttentionLowering:
         d, hb, rows = self.config.dim, self.heads.head_blocks, self.tile_rows
         shape = (self.heads.sets * hb, self.context, d)
         title = f"{self.node.name} {name} cache{self.suffix}"
-        if title not in low.memory.symbols:
-            low.memory.buffer(title, "uint8", shape)
-        address = low.memory.symbols[title].address
+        address = low.memory.buffer(title, "uint8", shape)
         stored, copied = span.rows_16(), span.rows()
         for part in range(hb):
             index = block * hb + part
@@ -481,7 +480,8 @@ class AttentionLowering:
 
     def _requantize(self, drain: _Drain) -> None:
         blocks = self.heads.group * self.heads.head_blocks
-        self.low.elementwise(
+        elementwise(
+            self.low,
             {},
             Source(drain.results.start, blocks, 1, drain.results, Format.ACC32),
             self.out,

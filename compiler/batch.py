@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.allocate import DoesNotFit, first_that_fits
 from systolith.compiler.control import alu, branch, times
 from systolith.compiler.decoder import PENDING, Decoder, context_of, demand_decoder
+from systolith.compiler.layout import from_planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.moves import without_moves
 from systolith.compiler.schedule import Step, overlap, prefetch, synchronize
@@ -48,18 +49,16 @@ def compile_batch(
     demand_decoder(graph)
     graph = without_moves(graph)
     context = context_of(graph, config, context)
-    attempts = [
-        (keep, on_chip)
-        for keep in ([True, False] if resident is None else [resident])
-        for on_chip in (True, False)
-    ]
-    for index, (keep, on_chip) in enumerate(attempts):
-        try:
-            return _Batch(graph, config, context, sequences, keep, on_chip, sequences).program()
-        except DoesNotFit:
-            if index == len(attempts) - 1:
-                raise
-    raise AssertionError("there is at least one attempt")
+    return first_that_fits(
+        lambda keep, on_chip: _Batch(
+            graph, config, context, sequences, keep, on_chip, sequences
+        ).program(),
+        [
+            (keep, on_chip)
+            for keep in ([True, False] if resident is None else [resident])
+            for on_chip in (True, False)
+        ],
+    )
 
 
 class _Batch(Decoder):
@@ -117,15 +116,14 @@ class _Batch(Decoder):
             return
         logits = low.at(node.out)
         words = logits.stride * span.count
-        if "logits" not in self.memory.symbols:
-            shape = (self.context, span.count, logits.stride * self.config.dim)
-            self.memory.buffer("logits", "uint8", shape)
+        shape = (self.context, span.count, logits.stride * self.config.dim)
+        address = self.memory.buffer("logits", "uint8", shape)
         times(low, R.A, R.POSITION, words * self.config.dim, R.C)
         low.emit(
             "store",
             {
                 "space": StoreSpace.ACTIVATION,
-                "address": self.memory.symbols["logits"].address,
+                "address": address,
                 "words": words,
                 "rows": 1,
                 "local": logits.first,
@@ -214,9 +212,5 @@ def read_texts(program: Program, memory: NDArray[np.uint8], total: int) -> list[
 def batch_logits(program: Program, memory: NDArray[np.uint8]) -> Int:
     """Logits by sequence and position, (sequences, context, vocabulary) int64."""
     raw = program.read(memory, "logits")
-    blocks, d = program.metadata["logits_blocks"], program.config.dim
-    rows = raw.reshape(*raw.shape[:2], blocks, 2, d)
-    values = rows[..., 0, :].astype(np.int64)
-    values |= rows[..., 1, :].view(np.int8).astype(np.int64) << 8
-    values = values.reshape(*raw.shape[:2], -1)[..., : program.metadata["vocabulary"]]
+    values = from_planes(raw, program.config.dim)[..., : program.metadata["vocabulary"]]
     return np.ascontiguousarray(values.transpose(1, 0, 2))

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.allocate import DoesNotFit, first_that_fits
 from systolith.compiler.control import alu, branch, times
-from systolith.compiler.layout import planes
+from systolith.compiler.layout import from_planes, planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
 from systolith.compiler.moves import without_moves
@@ -37,6 +37,7 @@ from systolith.isa import (
     LoadSpace,
     StoreSpace,
     Unit,
+    assemble,
 )
 from systolith.program import Program
 
@@ -72,22 +73,16 @@ def compile_decoder(
     demand_decoder(graph)
     graph = without_moves(graph)
     context = context_of(graph, config, context)
-    choices = [1 << i for i in range(config.dim.bit_length() - 1, -1, -1)]
-    choices = choices if tokens is None else [tokens]
-    attempts = [
-        (block, keep, on_chip)
-        for block in choices
-        if block <= context
-        for keep in ([True, False] if resident is None else [resident])
-        for on_chip in (True, False)
-    ]
-    for index, attempt in enumerate(attempts):
-        try:
-            return Decoder(graph, config, context, *attempt).program()
-        except DoesNotFit:
-            if index == len(attempts) - 1:
-                raise
-    raise AssertionError("there is at least one attempt")
+    powers = [1 << i for i in range(config.dim.bit_length() - 1, -1, -1)]
+    return first_that_fits(
+        lambda *choice: Decoder(graph, config, context, *choice).program(),
+        [
+            (block, keep, on_chip)
+            for block in ([n for n in powers if n <= context] if tokens is None else [tokens])
+            for keep in ([True, False] if resident is None else [resident])
+            for on_chip in (True, False)
+        ],
+    )
 
 
 def context_of(graph: Graph, config: Config, context: int | None) -> int:
@@ -169,7 +164,7 @@ class Decoder:
             if step.target is not None:
                 item = replace(item, fields={**item.fields, "target": index[id(step.target)]})
             code.append(item)
-        image, size, symbols = self.memory.link(code)
+        image, size, symbols = self.memory.link(assemble(code))
         layout = self.lowering.layouts[self.graph.logits]
         return Program(
             self.config,
@@ -351,9 +346,7 @@ class Decoder:
             return
         logits = low.at(node.out)
         row_bytes = logits.stride * self.config.dim
-        if "logits" not in self.memory.symbols:
-            self.memory.buffer("logits", "uint8", (self.context, row_bytes))
-        address = self.memory.symbols["logits"].address
+        address = self.memory.buffer("logits", "uint8", (self.context, row_bytes))
         alu(low, AluOp.ADD, R.B, R.POSITION, R.TOKENS if span.open else 1)
         alu(low, AluOp.SUB, R.B, R.B, 1)
         times(low, R.A, R.B, row_bytes, R.C)
@@ -451,9 +444,9 @@ def logits(program: Program, memory: np.ndarray) -> Int:
 
 def logit_rows(program: Program, raw: np.ndarray) -> Int:
     """Logits (N, vocabulary) int64 of N rows of the log as they lie in memory, uint8."""
-    rows = raw.reshape(-1, program.metadata["logits_blocks"], 2, program.config.dim)
-    values = rows[:, :, 0].astype(np.int64) | (rows[:, :, 1].view(np.int8).astype(np.int64) << 8)
-    return values.reshape(len(rows), -1)[:, : program.metadata["vocabulary"]]
+    row_bytes = program.metadata["logits_blocks"] * 2 * program.config.dim
+    values = from_planes(raw.reshape(-1, row_bytes), program.config.dim)
+    return values[:, : program.metadata["vocabulary"]]
 
 
 def units(program: Program) -> dict[Unit, int]:

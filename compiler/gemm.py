@@ -20,7 +20,7 @@ from systolith.compiler.timing import Memory as Bus
 from systolith.compiler.timing import simulate
 from systolith.config import Config
 from systolith.fixed import Int
-from systolith.isa import INSTRUCTION_BYTES, LoadSpace, StoreSpace, assemble
+from systolith.isa import LoadSpace, StoreSpace, assemble
 from systolith.program import Program
 
 __all__ = ["MULT", "SHIFT", "Shape", "choose", "compile_gemm", "read_result", "write_operands"]
@@ -34,8 +34,8 @@ _TASKS = 4000
 class _Builder(Emitter):
     """Steps and memory of one program."""
 
-    def __init__(self, config: Config, shapes: list[Shape], code_bytes: int) -> None:
-        super().__init__(config, Memory(code_bytes))
+    def __init__(self, config: Config, shapes: list[Shape]) -> None:
+        super().__init__(config, Memory())
         d = config.dim
         self.operands = []
         for i, shape in enumerate(shapes):
@@ -64,7 +64,7 @@ def choose(config: Config, shape: Shape, latency: int = LATENCY) -> tuple[Plan, 
         if best is not None and spent > _TASKS:
             break
         try:
-            steps = _steps(config, [plan], 0).steps
+            steps = _steps(config, [plan]).steps
         except DoesNotFit as error:
             failure = error
             continue
@@ -88,20 +88,18 @@ def compile_gemm(
     """
     if source == "dram":
         plans = [choose(config, shape, latency)[0] for shape in shapes]
-        size = len(_steps(config, plans, 0).steps) + 1
-        builder = _steps(config, plans, size * INSTRUCTION_BYTES)
+        builder = _steps(config, plans)
         builder.emit("halt")
     else:
-        size = len(_scratchpad(config, shapes, 0).steps)
-        builder = _scratchpad(config, shapes, size * INSTRUCTION_BYTES)
+        builder = _scratchpad(config, shapes)
     code = [step.instruction for step in builder.steps]
-    image, memory_bytes = builder.memory.image(assemble(code))
+    image, memory_bytes, symbols = builder.memory.link(assemble(code))
     metadata = {"kind": "gemm", "source": source, "shapes": [str(shape) for shape in shapes]}
-    return Program(config, image, len(code), memory_bytes, builder.memory.symbols, metadata)
+    return Program(config, image, len(code), memory_bytes, symbols, metadata)
 
 
-def _scratchpad(config: Config, shapes: list[Shape], code_bytes: int) -> _Builder:
-    builder, d = _Builder(config, shapes, code_bytes), config.dim
+def _scratchpad(config: Config, shapes: list[Shape]) -> _Builder:
+    builder, d = _Builder(config, shapes), config.dim
     pools = (
         Pool("activation", config.activation_rows),
         Pool("weight", config.weight_rows),
@@ -150,9 +148,9 @@ def _scratchpad(config: Config, shapes: list[Shape], code_bytes: int) -> _Builde
     return builder
 
 
-def _steps(config: Config, plans: list[Plan], code_bytes: int) -> _Builder:
+def _steps(config: Config, plans: list[Plan]) -> _Builder:
     """Everything but ``halt`` of a program from memory to memory."""
-    builder, d = _Builder(config, [plan.shape for plan in plans], code_bytes), config.dim
+    builder, d = _Builder(config, [plan.shape for plan in plans]), config.dim
     row = parameter_rows(plain(d, d), np.zeros(d, np.int32), np.full(d, MULT, np.uint16),
                          np.full(d, SHIFT))  # fmt: skip
     parameters = builder.memory.constant("parameters", row)

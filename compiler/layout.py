@@ -170,3 +170,10 @@ def planes(values: NDArray[np.int16], dim: int) -> NDArray[np.uint8]:
     blocks = values.reshape(*values.shape[:-1], -1, dim)
     raw = np.ascontiguousarray(blocks.astype("<i2")).view(np.uint8).reshape(*blocks.shape, 2)
     return np.ascontiguousarray(np.moveaxis(raw, -1, -2))
+
+
+def from_planes(raw: NDArray[np.uint8], dim: int) -> Int:
+    """Inverse of `planes`: stored rows (..., blocks * 2 * D) uint8 to lanes (..., blocks * D)."""
+    rows = raw.reshape(*raw.shape[:-1], -1, 2, dim)
+    low, high = rows[..., 0, :].astype(np.int64), rows[..., 1, :].view(np.int8).astype(np.int64)
+    return (low | (high << 8)).reshape(*raw.shape[:-1], -1)

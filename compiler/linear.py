@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from systolith.compiler.layout import parameter_rows, weight_rows
-from systolith.compiler.lower import Lowering, Place, Source
+from systolith.compiler.lower import Lowering, Place
 from systolith.compiler.schedule import Region
 from systolith.compiler.tensors import Placed, Span
+from systolith.compiler.vector import Source, elementwise
 from systolith.graph import Linear, int8_weight
 from systolith.isa import Format, LoadSpace, TableMode
 
@@ -66,7 +67,8 @@ def linear(
             d = low.config.dim
             count = min(n_tiles * d, low.graph.tensors[node.out].channels - n * d)
             arg_max = {"count": count, "first": n * d, "restart": int(n == 0)}
-        low.elementwise(
+        elementwise(
+            low,
             fields | arg_max,
             Source(accumulator.start, n_tiles, 1, accumulator, Format.ACC32),
             out,

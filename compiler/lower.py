@@ -7,15 +7,14 @@ body of code serves prefill and decode at every position.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from systolith.compiler.allocate import DoesNotFit, Pool, Ring
 from systolith.compiler.estimate import cycles
-from systolith.compiler.layout import Heads, Layout, plain
 from systolith.compiler.memory import Memory
+from systolith.compiler.needs import find_fusions, find_keys, find_layouts, staying_tables
 from systolith.compiler.schedule import Region, Step
 from systolith.compiler.tensors import (
     Cached,
@@ -23,48 +22,20 @@ from systolith.compiler.tensors import (
     Registers,
     Span,
     Stationary,
-    Unsupported,
 )
 from systolith.config import Config
 from systolith.graph import (
-    Add,
     Attention,
-    Given,
     Graph,
     Linear,
-    Lookup,
-    Multiply,
     Node,
     Norm,
-    Rope,
 )
-from systolith.isa import BY_NAME, Format, Instruction, LoadSpace
+from systolith.isa import BY_NAME, Instruction, LoadSpace
 
 Place = Placed | Stationary
 MAX_WORDS = (1 << 16) - 1
 """Words of a row that one load can copy."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a vector instruction reads: block f of token m is row ``first + m * stride + f * step``.
-
-    ``period``: blocks after which the first one comes again, 0: never. ``region``: all rows read.
-    """
-
-    first: int
-    stride: int
-    step: int
-    region: Region
-    format: Format
-    period: int = 0
-
-    def token(self, index: int) -> "Source":
-        """From another token on."""
-        return replace(self, first=self.first + index * self.stride)
-
-    def block(self, index: int) -> int:
-        return self.first + (index % self.period if self.period else index) * self.step
 
 
 class Lowering:
@@ -107,10 +78,9 @@ class Lowering:
         self.halves = (Ring("accumulator", 0, half), Ring("accumulator", half, 2 * half))
         self._half = 0
         self.outputs = {output.tensor for output in graph.outputs}
-        self.heads: dict[str, Heads] = {}
-        self.layouts = self._find_layouts()
-        self.fused = self._find_fusions(level)
-        self.attended = self._find_keys()
+        self.layouts, self.heads = find_layouts(graph, config.dim)
+        self.fused = find_fusions(graph, level)
+        self.attended = find_keys(graph)
         self.keys = self.attended if stationary else set()
         weights = self._weight_rows() if resident else 0
         self.resident_weights = Ring("weight", 0, weights)
@@ -128,7 +98,7 @@ class Lowering:
         parameters = self._parameter_rows()
         self.parameters_stay = looping and parameters <= config.parameter_rows
         self._parameters = Ring("parameter", 0, config.parameter_rows)
-        self._staying = self._staying_tables() if looping else []
+        self._staying = staying_tables(graph, config.table_slots) if looping else []
         self._tables = Ring("table", len(self._staying), config.table_slots)
         self._loaded: set[str] = set()
         self.caches: dict[str, Cached] = {}
@@ -146,75 +116,6 @@ class Lowering:
         }
 
     # What the graph needs ------------------------------------------------------------------------
-
-    def _find_layouts(self) -> dict[str, Layout]:
-        dim = self.config.dim
-        layouts = {name: plain(t.channels, dim) for name, t in self.graph.tensors.items()}
-        for node in self.graph.of_kind(Attention):
-            heads = self.heads[node.name] = Heads.of(node, dim)
-            for name, layout in (
-                (node.q, heads.queries()),
-                (node.k, heads.keys()),
-                (node.v, heads.keys()),
-                (node.q_low, heads.queries()),
-                (node.k_low, heads.keys()),
-                (node.v_low, heads.keys()),
-            ):
-                if name is not None:
-                    self._demand_layout(layouts, name, layout, heads)
-            layouts[node.out] = heads.queries()
-        return layouts
-
-    def _demand_layout(
-        self, layouts: dict[str, Layout], name: str, layout: Layout, heads: Heads
-    ) -> None:
-        """Sets the layout of a tensor around attention, back to the weights that produce it."""
-        same, layouts[name] = layouts[name] == layout, layout
-        producer = self.graph.producer(name)
-        if isinstance(producer, Rope) and self.heads.setdefault(producer.name, heads) != heads:
-            raise Unsupported(f"{producer.name}: attentions with different heads share it")
-        if isinstance(producer, (Rope, Lookup)):
-            self._demand_layout(layouts, producer.x, layout, heads)
-        elif isinstance(producer, Add) and producer.a == producer.b:
-            self._demand_layout(layouts, producer.a, layout, heads)
-        elif not (same or isinstance(producer, (Linear, Given))):
-            raise Unsupported(
-                f"{producer.name}: a {type(producer).__name__} in front of attention is not "
-                "supported where its heads do not fill the array, only linear layers and RoPE are"
-            )
-
-    def _find_fusions(self, level: Callable[[Node], int]) -> dict[str, str]:
-        """Linear layers whose result goes through the vector unit only: tensor → reading node."""
-        fused: dict[str, str] = {}
-        taken: set[str] = set()
-        for node in self.graph.of_kind(Linear):
-            if self.graph.tensors[node.out].bits != 16 or node.out in self.outputs:
-                continue
-            readers = self.graph.consumers(node.out)
-            if len(readers) != 1 or level(readers[0]) != level(node):
-                continue
-            reader = readers[0]
-            good = isinstance(reader, (Rope, Add, Multiply)) and reader.name not in taken
-            if good and reader.inputs.count(node.out) == 1:
-                fused[node.out] = reader.name
-                taken.add(reader.name)
-        return fused
-
-    def _find_keys(self) -> set[str]:
-        """Tensors that attention alone reads, as keys or values."""
-        names: set[str] = set()
-        for node in self.graph.of_kind(Attention):
-            for name in (node.k, node.v, node.k_low, node.v_low):
-                if name is None:
-                    continue
-                others = [n.name for n in self.graph.consumers(name) if n.name != node.name]
-                if name in self.outputs or others:
-                    raise Unsupported(
-                        f"{node.name}: a program needs keys and values that only one attention "
-                        f"reads, and {name} has other readers"
-                    )
-                names.add(name)
-        return names
 
     def _key_rows(self, looping: bool) -> int:
         """Weight rows for keys and values.
@@ -268,17 +169,6 @@ class Lowering:
             for kind in (Linear, Norm, Attention)
             for node in self.graph.of_kind(kind)
         )
-
-    def _staying_tables(self) -> list[str]:
-        """Tables that stay in slots of their own: all, or the most used but for two slots."""
-        uses: dict[str, int] = {}
-        for node in self.graph.nodes:
-            if isinstance(node, (Linear, Lookup)) and node.table is not None:
-                uses[node.table] = uses.get(node.table, 0) + 1
-        names = sorted(uses, key=lambda name: -uses[name])
-        if len(names) <= self.config.table_slots:
-            return names
-        return names[: max(0, self.config.table_slots - 2)]
 
     # Emission ------------------------------------------------------------------------------------
 
@@ -438,123 +328,3 @@ class Lowering:
             self._key_pool.release(place.first - self._first_key)
         else:
             self.pool.release(place.first)
-
-    def source(self, name: str, span: Span) -> Source:
-        """A span of a tensor for the vector unit."""
-        place = self.at(name)
-        return Source(place.row(span), place.stride, place.planes, place.region(span), place.format)
-
-    # Vector instructions -------------------------------------------------------------------------
-
-    def elementwise(
-        self,
-        fields: dict[str, int],
-        a: Source,
-        out: Place,
-        span: Span,
-        *,
-        b: Source | None = None,
-        param: tuple[int, Region] | None = None,
-        reads: Sequence[Region] = (),
-        first: int = 0,
-        blocks: int | None = None,
-    ) -> None:
-        """A vector instruction for ``blocks`` blocks of ``out`` from block ``first`` on.
-
-        ``a`` begins with block ``first``, ``b`` and the parameters with block 0. Into the weight
-        memory it takes one instruction for each block, since a key block's tokens lie side by side;
-        but the blocks of one token without b and parameters can pass for rows.
-        """
-        count = out.layout.blocks - first if blocks is None else blocks
-        rows, registers = span.rows()
-        if isinstance(out, Stationary) and self.sequences > 1 and span.count > 1:
-            for index in range(self.sequences):
-                self.elementwise(
-                    fields,
-                    a.token(index),
-                    out.of(index),
-                    Span(0, 1, dynamic=True),
-                    b=None if b is None else b.token(index),
-                    param=param,
-                    reads=reads,
-                    first=first,
-                    blocks=blocks,
-                )
-            return
-        if isinstance(out, Stationary):
-            plain = b is None and param is None and out.rows < 1 << 12
-            if plain and span.count == 1 and not span.open:
-                self._key_rows_of_one(fields, a, out, span, reads)
-                return
-            if span.dynamic:
-                registers = registers | {"d": Registers.POSITION}
-        parts = [(first, count)]
-        if isinstance(out, Stationary):
-            parts = [(block, 1) for block in range(first, first + count)]
-        for block, length in parts:
-            values = {
-                "a": a.block(block - first),
-                "a_stride": a.stride,
-                "a_format": a.format,
-                "blocks": length,
-                "d_wide": int(out.bits == 16),
-                **fields,
-                **rows,
-            }
-            touched = [a.region, *reads]
-            if b is not None:
-                values |= {
-                    "b": b.block(block),
-                    "b_stride": b.stride,
-                    "b_period": b.period if length > 1 else 0,
-                    "b_wide": int(b.format == Format.INT16),
-                }
-                touched.append(b.region)
-            if param is not None:
-                values |= {"scale": 1, "param": param[0] + block}
-                touched.append(param[1])
-            if isinstance(out, Stationary):
-                values |= {"d": out.row(block, span), "d_stride": 1, "d_weight": 1}
-                written = out.block(block)
-                if not span.dynamic:
-                    written = Region("weight", values["d"], values["d"] + span.count)
-            else:
-                values |= {"d": out.row(span) + block * out.planes, "d_stride": out.stride}
-                written = out.region(span, block, length)
-            self.emit("vector", values, registers, reads=touched, writes=(written,))
-
-    def _key_rows_of_one(
-        self,
-        fields: dict[str, int],
-        a: Source,
-        out: Stationary,
-        span: Span,
-        reads: Sequence[Region],
-    ) -> None:
-        """All blocks of one token of keys or values, a row of the instruction each."""
-        self.emit(
-            "vector",
-            {
-                "a": a.block(0),
-                "a_stride": a.step,
-                "a_format": a.format,
-                "blocks": 1,
-                "rows": out.layout.blocks,
-                "d": out.row(0, span),
-                "d_stride": out.rows,
-                "d_weight": 1,
-                **fields,
-            },
-            {"d": Registers.POSITION} if span.dynamic else {},
-            reads=(a.region, *reads),
-            writes=(out.block(0, out.layout.blocks),),
-        )
-
-
-def demand_features(config: Config, node: Node, channels: int) -> None:
-    """Raises ``DoesNotFit`` for rows that the norm unit cannot hold."""
-    if channels > min(config.max_features, 4095):
-        raise DoesNotFit(
-            f"{node.name}: {channels} features are more than max_features "
-            f"{config.max_features} of the configuration"
-        )

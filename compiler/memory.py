@@ -1,28 +1,29 @@
 """The memory of a program: code first, then constants, then buffers; aligned and named."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.isa import INSTRUCTION_BYTES, OPCODES, Instruction, assemble
+from systolith.isa import OPCODES, WORDS
 from systolith.program import Symbol
 
 ALIGNMENT = 64
 """Bytes: covers every bus width, and keeps bursts from straddling for no reason."""
 
-_ADDRESSED = {code.name for code in OPCODES if any(f.name == "address" for f in code.fields)}
+_ADDRESSED = [item.code for item in OPCODES if any(f.name == "address" for f in item.fields)]
+"""Codes of the instructions with an address in memory."""
+_ADDRESS_WORD = 2
 
 
 class Memory:
-    """Collects constants and buffers; addresses are final once the code size is known.
+    """Collects constants and buffers in the order in which they are added.
 
-    Regions are placed behind ``code_bytes`` of code in the order in which they are added.
+    Their addresses count from the end of the code; `link` puts the code in front.
     """
 
-    def __init__(self, code_bytes: int = 0) -> None:
-        self._end = -(-code_bytes // ALIGNMENT) * ALIGNMENT
+    def __init__(self) -> None:
+        self._end = 0
         self._constants: list[tuple[int, NDArray]] = []
         self.symbols: dict[str, Symbol] = {}
 
@@ -41,34 +42,29 @@ class Memory:
         return address
 
     def buffer(self, name: str, dtype: str, shape: tuple[int, ...]) -> int:
-        """Reserves zeroed memory for the host or the program; returns its byte address."""
+        """Reserves zeroed memory for the host or the program; returns its byte address.
+
+        Asked for again with the same type and shape, it is the same region.
+        """
+        symbol = self.symbols.get(name)
+        if symbol is not None and (symbol.dtype, symbol.shape) == (dtype, shape):
+            return symbol.address
         return self._place(name, dtype, shape)
 
-    def link(self, code: Sequence[Instruction]) -> tuple[bytes, int, dict[str, Symbol]]:
-        """Image, bytes of the whole memory, and symbols, with ``code`` in front of everything.
+    def link(self, code: bytes) -> tuple[bytes, int, dict[str, Symbol]]:
+        """Image (up to the last constant), bytes of the whole memory, and symbols, all final.
 
-        For a memory of code_bytes 0: every address in an instruction counts from the end of the
-        code, and is moved to its place here.
+        ``code``: assembled instructions; the addresses in them are moved behind the code, too.
         """
-        shift = -(-len(code) * INSTRUCTION_BYTES // ALIGNMENT) * ALIGNMENT
-        moved = [
-            replace(item, fields={**item.fields, "address": item.fields.get("address", 0) + shift})
-            if item.op in _ADDRESSED
-            else item
-            for item in code
-        ]
-        image, size = self.image(b"")
+        words = np.frombuffer(code, "<u4").reshape(-1, WORDS).copy()
+        shift = -(-len(code) // ALIGNMENT) * ALIGNMENT
+        words[np.isin(words[:, 0] & 0xFF, _ADDRESSED), _ADDRESS_WORD] += np.uint32(shift)
+        end = max((address + raw.nbytes for address, raw in self._constants), default=0)
+        image = bytearray(words.tobytes().ljust(shift, b"\0")) + bytearray(end)
+        for address, raw in self._constants:
+            image[shift + address : shift + address + raw.nbytes] = raw.tobytes()
         symbols = {
             name: replace(symbol, address=symbol.address + shift)
             for name, symbol in self.symbols.items()
         }
-        return assemble(moved).ljust(shift, b"\0") + image, size + shift, symbols
-
-    def image(self, code: bytes) -> tuple[bytes, int]:
-        """The image (up to the last constant) and the bytes of the whole memory."""
-        end = max([len(code), *(address + raw.nbytes for address, raw in self._constants)])
-        image = bytearray(end)
-        image[: len(code)] = code
-        for address, raw in self._constants:
-            image[address : address + raw.nbytes] = raw.tobytes()
-        return bytes(image), self._end
+        return bytes(image), self._end + shift, symbols

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from systolith.compiler.allocate import DoesNotFit
 from systolith.compiler.attention import AttentionLowering
 from systolith.compiler.layout import Layout, parameter_rows, planes
 from systolith.compiler.linear import linear
-from systolith.compiler.lower import Lowering, Source, demand_features
+from systolith.compiler.lower import Lowering
 from systolith.compiler.tensors import Placed, Registers, Span, Unsupported
+from systolith.compiler.vector import Source, elementwise, source
+from systolith.config import Config
 from systolith.graph import (
     Add,
     ArgMax,
@@ -138,7 +141,7 @@ def last_token(low: Lowering, node: Node) -> bool:
 
 def _norm(low: Lowering, node: Norm, span: Span) -> None:
     channels = low.graph.tensors[node.x].channels
-    demand_features(low.config, node, channels)
+    _demand_features(low.config, node, channels)
     last = span.open and last_token(low, node)
     out_span = Span(0, 1) if last else span
     x, out = low.at(node.x), low.place(node.out, out_span)
@@ -179,6 +182,15 @@ def _norm(low: Lowering, node: Norm, span: Span) -> None:
     )
 
 
+def _demand_features(config: Config, node: Node, channels: int) -> None:
+    """Raises ``DoesNotFit`` for rows that the norm unit cannot hold."""
+    if channels > min(config.max_features, 4095):
+        raise DoesNotFit(
+            f"{node.name}: {channels} features are more than max_features "
+            f"{config.max_features} of the configuration"
+        )
+
+
 def _linear(low: Lowering, node: Linear, span: Span) -> None:
     fields = {}
     if span.open and last_token(low, node):
@@ -202,7 +214,7 @@ def _add(low: Lowering, node: Add, span: Span) -> None:
     if low.fused.get(b) == node.name:
         a, b, mult_a, mult_b = b, a, mult_b, mult_a
     fields = {"combine": Combine.ADD, "shift": node.shift, "mult_a": mult_a, "mult_b": mult_b}
-    _binary(low, node, a, fields, span, low.source(b, span))
+    _binary(low, node, a, fields, span, source(low, b, span))
 
 
 def _multiply(low: Lowering, node: Multiply, span: Span) -> None:
@@ -210,7 +222,7 @@ def _multiply(low: Lowering, node: Multiply, span: Span) -> None:
     if low.fused.get(b) == node.name:
         a, b = b, a
     fields = {"combine": Combine.MULTIPLY, "shift": node.shift, "mult_a": node.mult}
-    _binary(low, node, a, fields, span, low.source(b, span))
+    _binary(low, node, a, fields, span, source(low, b, span))
 
 
 def _binary(
@@ -223,7 +235,7 @@ def _binary(
         assert isinstance(layer, Linear)
         linear(low, layer, span, out, fields, b)
     else:
-        low.elementwise(fields, low.source(a, span), out, span, b=b)
+        elementwise(low, fields, source(low, a, span), out, span, b=b)
 
 
 def _lookup(low: Lowering, node: Lookup, span: Span) -> None:
@@ -231,7 +243,7 @@ def _lookup(low: Lowering, node: Lookup, span: Span) -> None:
     mode = TableMode.EXACT if node.exact else TableMode.INTERPOLATE
     fields = {"table": mode, "slot": slot}
     out = low.place(node.out, span)
-    low.elementwise(fields, low.source(node.x, span), out, span, reads=(region,))
+    elementwise(low, fields, source(low, node.x, span), out, span, reads=(region,))
 
 
 _LOWER: dict[type[Node], Emit] = {

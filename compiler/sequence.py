@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.allocate import DoesNotFit, first_that_fits
 from systolith.compiler.control import times
-from systolith.compiler.layout import Layout, planes
+from systolith.compiler.layout import Layout, from_planes, planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
 from systolith.compiler.moves import without_moves
@@ -25,7 +25,7 @@ from systolith.config import Config
 from systolith.errors import UserError
 from systolith.fixed import Int
 from systolith.graph import POSITIONS, Attention, Embedding, Given, Graph, Node
-from systolith.isa import LoadSpace, StoreSpace
+from systolith.isa import LoadSpace, StoreSpace, assemble
 from systolith.program import Program
 
 R = Registers
@@ -57,13 +57,12 @@ def compile_sequence(
         )
     sizes = list(_choices(tokens, config.dim)) if block is None else [(block, spill)]
     choices = [(*size, on_chip) for on_chip in (True, False) for size in sizes]
-    for index, (size, away, on_chip) in enumerate(choices):
-        try:
-            return _Sequence(graph, config, tokens, size, away, on_chip, without).program()
-        except DoesNotFit:
-            if index == len(choices) - 1:
-                raise
-    raise AssertionError("there is at least one choice")
+    return first_that_fits(
+        lambda size, away, on_chip: _Sequence(
+            graph, config, tokens, size, away, on_chip, without
+        ).program(),
+        choices,
+    )
 
 
 def _choices(tokens: int, dim: int) -> Iterator[tuple[int, bool]]:
@@ -118,7 +117,7 @@ class _Sequence:
         self.steps = self._build(without)
 
     def program(self) -> Program:
-        image, size, symbols = self.memory.link([step.instruction for step in self.steps])
+        image, size, symbols = self.memory.link(assemble(step.instruction for step in self.steps))
         low = self.low
         lanes = {
             name: {
@@ -242,9 +241,7 @@ class _Sequence:
             low.load(LoadSpace.WEIGHT, start, span.count, place.row(block, span))
 
     def _buffer(self, title: str, row_bytes: int) -> int:
-        if title not in self.memory.symbols:
-            self.memory.buffer(title, "uint8", (self.tokens, row_bytes))
-        return self.memory.symbols[title].address
+        return self.memory.buffer(title, "uint8", (self.tokens, row_bytes))
 
     # Between memory and passes -------------------------------------------------------------------
 
@@ -376,10 +373,7 @@ def outputs(program: Program, memory: NDArray[np.uint8], length: int) -> dict[st
         lanes = _lanes(program, name)
         raw = program.read(memory, f"output {name}")[:length]
         if program.metadata["tensors"][name]["bits"] == 16:
-            rows = raw.reshape(length, lanes.blocks, 2, lanes.dim)
-            values = rows[:, :, 0].astype(np.int64) | (
-                rows[:, :, 1].view(np.int8).astype(np.int64) << 8
-            )
+            values = from_planes(raw, lanes.dim)
         else:
             values = raw.view(np.int8).astype(np.int64)
         found[name] = lanes.gather(values.reshape(length, -1))

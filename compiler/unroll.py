@@ -11,17 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from systolith import scalar
 from systolith.isa import (
     INSTRUCTION_BYTES,
     WORDS,
-    AluOp,
-    Condition,
     Instruction,
     ProgramError,
     decode,
 )
 
-_WORD_MASK = 0xFFFF_FFFF
 LIMIT = 1 << 22
 """Instructions after which a program is said not to end."""
 
@@ -69,7 +67,7 @@ class _Sequencer:
             item = self.code[pc]
             if item.registers:
                 item = self._added(pc, item)
-            taken = item.op == "branch" and self._holds(item)
+            taken = item.op == "branch" and scalar.holds(item)
             done.append(Dynamic(pc, item, taken))
             if item.op == "halt":
                 return done
@@ -84,14 +82,14 @@ class _Sequencer:
         if key not in self.known:
             words = list(self.words[pc])  # bits outside the fields count: they may carry
             for word, value in zip(item.registers, values, strict=True):
-                words[word] = (words[word] + value) & _WORD_MASK
+                words[word] = (words[word] + value) & scalar.WORD_MASK
             self.known[key] = decode(words)
         return self.known[key]
 
     def _execute(self, item: Instruction) -> None:
         get = item.fields.get
         if item.op == "alu":
-            self._set(get("rd", 0), self._alu(item))
+            self._set(get("rd", 0), scalar.compute(item))
         elif item.op == "ldr":
             self._set(get("rd", 0), self._word(get("address", 0)))
         elif item.op == "argmax":
@@ -101,7 +99,7 @@ class _Sequencer:
 
     def _set(self, register: int, value: int) -> None:
         if register:
-            self.registers[register] = value & _WORD_MASK
+            self.registers[register] = value & scalar.WORD_MASK
 
     def _word(self, address: int) -> int:
         if address in self.written:
@@ -109,40 +107,6 @@ class _Sequencer:
         if self.memory is None:
             return 0
         return int.from_bytes(self.memory[address : address + 4].tobytes(), "little")
-
-    @staticmethod
-    def _alu(item: Instruction) -> int:
-        x, y = item.fields.get("x", 0), item.fields.get("y", 0)
-        match AluOp(item.fields.get("op", 0)):
-            case AluOp.ADD:
-                return x + y
-            case AluOp.SUB:
-                return x - y
-            case AluOp.SHL:
-                return x << (y & 31)
-            case AluOp.SHR:
-                return x >> (y & 31)
-            case AluOp.AND:
-                return x & y
-            case AluOp.MIN:
-                return min(x, y)
-            case AluOp.MAX:
-                return max(x, y)
-
-    @staticmethod
-    def _holds(item: Instruction) -> bool:
-        x, y = item.fields.get("x", 0), item.fields.get("y", 0)
-        match Condition(item.fields.get("condition", 0)):
-            case Condition.ALWAYS:
-                return True
-            case Condition.EQ:
-                return x == y
-            case Condition.NE:
-                return x != y
-            case Condition.LT:
-                return x < y
-            case Condition.GE:
-                return x >= y
 
 
 def words_of(image: bytes, count: int) -> list[list[int]]:

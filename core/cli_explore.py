@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from systolith.cli_options import bar
-from systolith.cli_report import check_output
+from systolith.cli_options import bar, check_output
 
 
 @click.command()

@@ -8,7 +8,7 @@ import numpy as np
 
 from systolith.cli_counters import show_table
 from systolith.cli_load import load_artifact
-from systolith.cli_options import PIN, SUFFIX, bar, config_option, pinned, steps
+from systolith.cli_options import PIN, SUFFIX, bar, check_output, config_option, pinned, steps
 from systolith.config import load_config
 from systolith.errors import UserError
 
@@ -44,11 +44,8 @@ def quantize(
     MODEL: `bundled`, `minilm`, a llama2.c .bin file, safetensors with config.json (Llama, BERT,
     GPT-2), or a float .onnx file.
     """
-    if output.suffix != SUFFIX:
-        raise UserError(f"The output must end with {SUFFIX}, not {output.name!r}")
-    for path in (output, report):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it")
+    check_output(output, SUFFIX)
+    check_output(report)
     from systolith.quant.export import quantize_checkpoint
     from systolith.quant.recipe import Recipe
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -81,3 +82,13 @@ def bar() -> Iterator[Step]:
 
         yield step
         progress.update(task, completed=1.0, description="done")
+
+
+def check_output(path: Path | None, suffix: str = "") -> None:
+    """Raises ``UserError`` for a file that cannot be written, or whose suffix is another one."""
+    if path is None:
+        return
+    if suffix and path.suffix != suffix:
+        raise UserError(f"The output must end with {suffix}, not {path.name!r}")
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it")

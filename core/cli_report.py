@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from systolith.cli_options import SUFFIX, Step, config_option, steps
+from systolith.cli_options import SUFFIX, Step, check_output, config_option, steps
 from systolith.config import Config, load_config
 from systolith.errors import UserError
 
@@ -135,13 +135,3 @@ def report(
             runs["RTL"] = made.measured
         write_trace(trace, runs, labels, clock_mhz=clock)
         click.echo(trace)
-
-
-def check_output(path: Path | None, suffix: str) -> None:
-    """Raises ``UserError`` for a file that cannot be written or is called something else."""
-    if path is None:
-        return
-    if path.suffix != suffix:
-        raise UserError(f"The output must end with {suffix}, not {path.name!r}")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it")

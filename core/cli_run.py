@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from systolith.cli_counters import clock_option, shares, show_table
 from systolith.cli_load import load_artifact, vocabulary_of
-from systolith.cli_options import PROGRAM_SUFFIX, Step, backend_option, config_option, steps
+from systolith.cli_options import (
+    PROGRAM_SUFFIX,
+    Step,
+    backend_option,
+    check_output,
+    config_option,
+    steps,
+)
 from systolith.config import Config, load_config
 from systolith.errors import UserError
 from systolith.program import Program
@@ -206,7 +213,7 @@ def run(
     MODEL: a .slq file, a .slp file (which has its own configuration), or what `quantize` takes.
     """
     config = load_config(config_name)
-    _demand_target(output, ".npz")
+    check_output(output, ".npz")
     step = steps()
     if model.endswith(PROGRAM_SUFFIX):
         sequences, counters, config = _run_program(Path(model), data, backend, step)
@@ -221,16 +228,6 @@ def run(
             click.echo(f"{name} {list(x.shape)}, {x.min():.6g} to {x.max():.6g}")
     if counters:
         _report(counters, len(sequences), config, clock)
-
-
-def _demand_target(path: Path | None, suffix: str) -> None:
-    """Raises ``UserError`` where a file of this name cannot be written."""
-    if path is None:
-        return
-    if path.suffix != suffix:
-        raise UserError(f"The output must end with {suffix}, not {path.name!r}")
-    if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it")
 
 
 @click.command()
@@ -256,7 +253,7 @@ def embed(
 ) -> None:
     """Vectors of texts by a sentence model, and how alike they are (cosines)."""
     config = load_config(config_name)
-    _demand_target(output, ".npy")
+    check_output(output, ".npy")
     chosen = [*texts, *(_lines(file) if file is not None else [])]
     if not chosen:
         raise UserError("There is no text: give --text or --file")

@@ -10,8 +10,7 @@ import click
 
 from systolith.cli_counters import CLOCK_MHZ, clock_option, shares, show_table
 from systolith.cli_load import language_model
-from systolith.cli_options import backend_option, config_option, steps
-from systolith.cli_report import check_output
+from systolith.cli_options import backend_option, check_output, config_option, steps
 from systolith.config import Config, load_config
 from systolith.errors import UserError
 from systolith.sampling import GREEDY, Sampler

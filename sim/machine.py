@@ -10,15 +10,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith import golden
+from systolith import golden, scalar
 from systolith.config import Config
 from systolith.fixed import Int, saturate
 from systolith.isa import (
     INSTRUCTION_BYTES,
     WORDS,
-    AluOp,
     Combine,
-    Condition,
     Format,
     Instruction,
     LoadSpace,
@@ -27,8 +25,6 @@ from systolith.isa import (
     TableMode,
     decode,
 )
-
-_WORD_MASK = 0xFFFF_FFFF
 
 
 class MachineError(ProgramError):
@@ -96,15 +92,15 @@ class GoldenMachine:
     def _with_registers(self, item: Instruction, pc: int) -> Instruction:
         words = self._words(pc)  # bits outside the fields count: they may carry
         for word, register in item.registers.items():
-            words[word] = (words[word] + self.registers[register]) & _WORD_MASK
+            words[word] = (words[word] + self.registers[register]) & scalar.WORD_MASK
         return decode(words)
 
     def _step(self, item: Instruction, pc: int) -> int:
         """Executes one instruction; returns the next pc."""
         if item.op == "branch":
-            return item.get("target") if self._holds(item) else pc + 1
+            return item.get("target") if scalar.holds(item) else pc + 1
         if item.op == "alu":
-            self._set(item.get("rd"), self._alu(item))
+            self._set(item.get("rd"), scalar.compute(item))
         elif item.op == "ldr":
             address = item.get("address")
             if address % 4:
@@ -121,41 +117,7 @@ class GoldenMachine:
 
     def _set(self, register: int, value: int) -> None:
         if register:
-            self.registers[register] = value & _WORD_MASK
-
-    @staticmethod
-    def _alu(item: Instruction) -> int:
-        x, y = item.get("x"), item.get("y")
-        match AluOp(item.get("op")):
-            case AluOp.ADD:
-                return x + y
-            case AluOp.SUB:
-                return x - y
-            case AluOp.SHL:
-                return x << (y & 31)
-            case AluOp.SHR:
-                return x >> (y & 31)
-            case AluOp.AND:
-                return x & y
-            case AluOp.MIN:
-                return min(x, y)
-            case AluOp.MAX:
-                return max(x, y)
-
-    @staticmethod
-    def _holds(item: Instruction) -> bool:
-        x, y = item.get("x"), item.get("y")
-        match Condition(item.get("condition")):
-            case Condition.ALWAYS:
-                return True
-            case Condition.EQ:
-                return x == y
-            case Condition.NE:
-                return x != y
-            case Condition.LT:
-                return x < y
-            case Condition.GE:
-                return x >= y
+            self.registers[register] = value & scalar.WORD_MASK
 
     # Memory --------------------------------------------------------------------------------------
 
@@ -168,7 +130,7 @@ class GoldenMachine:
         count = item.get("words")
         outside = item.get("address") + m * item.get("stride") + np.arange(count * word_bytes)
         inside = item.get("local") + m * item.get("local_stride") + np.arange(count)
-        return outside & _WORD_MASK, inside
+        return outside & scalar.WORD_MASK, inside
 
     def _load(self, item: Instruction) -> None:
         d = self.config.dim

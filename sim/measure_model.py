@@ -9,12 +9,12 @@ from systolith.compiler.decoder import compile_decoder, set_prompt
 from systolith.compiler.sequence import compile_sequence, outputs, set_inputs
 from systolith.compiler.timing import predict
 from systolith.config import Config
-from systolith.fixed import Int
 from systolith.forward import IntegerModel
-from systolith.graph import Attention, Given, Graph, Linear
+from systolith.graph import Attention, Graph, Linear
 from systolith.program import Program
 from systolith.sim.generate import compare, integer_text, machine_text
 from systolith.sim.machine_tb import MachineSim, size_for
+from systolith.sim.workloads import random_inputs
 from systolith.sim.writer import Request
 
 LATENCY = 40
@@ -40,19 +40,6 @@ def useful_cycles(graph: Graph, tokens: int, dim: int) -> float:
     return work / dim**2
 
 
-def random_inputs(graph: Graph, tokens: int, seed: int) -> tuple[dict[str, Int], dict[str, Int]]:
-    """Indices, and given tensors that fill their range."""
-    rng = np.random.default_rng(seed)
-    indices = {name: rng.integers(0, rows, tokens) for name, rows in graph.indices.items()}
-    given = {}
-    for node in graph.of_kind(Given):
-        tensor = graph.tensors[node.out]
-        half = 1 << (tensor.bits - 1)
-        values = rng.normal(0, half / 5, (tokens, tensor.channels))
-        given[node.out] = np.clip(np.round(values), -half, half - 1).astype(np.int64)
-    return indices, given
-
-
 def measure_sequence(
     graph: Graph,
     config: Config,
@@ -69,7 +56,7 @@ def measure_sequence(
     settings = {"latency": LATENCY, **settings}
     program = compile_sequence(graph, config, tokens=tokens, without=without)
     memory = program.memory()
-    indices, given = random_inputs(graph, tokens, seed)
+    indices, given = random_inputs(graph, tokens, np.random.default_rng(seed))
     set_inputs(program, memory, tokens, indices, given)
     machine = MachineSim(config, size_bytes=size_for(program.memory_bytes), **settings)
     result = machine.run(memory)

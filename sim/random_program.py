@@ -28,18 +28,17 @@ def random_program(config: Config, length: int, seed: int) -> Program:
     The regions ``activation``, ``weight``, ``accumulator`` and ``scratch`` of its memory hold the
     results. The memories of ``config`` should be small: all of them are loaded and stored.
     """
-    size = len(_Builder(config, length, seed, 0).steps)
-    builder = _Builder(config, length, seed, size * isa.INSTRUCTION_BYTES)
-    image, memory_bytes = builder.memory.image(builder.code())
-    return Program(config, image, size, memory_bytes, builder.memory.symbols, {"seed": seed})
+    builder = _Builder(config, length, seed)
+    image, memory_bytes, symbols = builder.memory.link(builder.code())
+    return Program(config, image, len(builder.steps), memory_bytes, symbols, {"seed": seed})
 
 
 class _Builder:
-    def __init__(self, config: Config, length: int, seed: int, code_bytes: int) -> None:
+    def __init__(self, config: Config, length: int, seed: int) -> None:
         self.config = config
         self.rng = np.random.default_rng(seed)
         self.dice = vector_program.ProgramDice(self.rng, config)
-        self.memory = Memory(code_bytes)
+        self.memory = Memory()
         self.steps: list[Step] = []
         self.values: dict[int, int] = {}
         self.last_rows: list[int | None] = []

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from systolith.fixed import Int
 from systolith.graph import (
     LOW_BITS,
     TOKENS,
@@ -280,3 +281,17 @@ def _gelu() -> np.ndarray:
 
 def _silu() -> np.ndarray:
     return _table(lambda x: x / (1 + np.exp(-x)), 6000.0)
+
+
+def random_inputs(
+    graph: Graph, tokens: int, rng: np.random.Generator
+) -> tuple[dict[str, Int], dict[str, Int]]:
+    """Indices, and given tensors that fill their range, for a sequence of ``tokens``."""
+    indices = {name: rng.integers(0, rows, tokens) for name, rows in graph.indices.items()}
+    given = {}
+    for node in graph.of_kind(Given):
+        tensor = graph.tensors[node.out]
+        half = 1 << (tensor.bits - 1)
+        values = rng.normal(0, half / 5, (tokens, tensor.channels))
+        given[node.out] = np.clip(np.round(values), -half, half - 1).astype(np.int64)
+    return indices, given

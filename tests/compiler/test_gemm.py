@@ -105,7 +105,7 @@ def fitting_plans(config, shape):
     plans = []
     for plan in candidates(config, shape):
         try:
-            gemm._steps(config, [plan], 0)
+            gemm._steps(config, [plan])
         except DoesNotFit:
             continue
         plans.append(plan)
@@ -142,7 +142,7 @@ def test_signals_that_wait_fit_into_a_semaphore():
     for shape in (Shape(64, 832, 640), Shape(1, 3000, 300), Shape(700, 16, 64), Shape(4, 90, 900)):
         for plan in fitting_plans(config, shape)[::5]:
             waiting = np.zeros(SEMAPHORES, dtype=int)
-            for step in gemm._steps(config, [plan], 0).steps:
+            for step in gemm._steps(config, [plan]).steps:
                 for bit in range(SEMAPHORES):
                     waiting[bit] += (step.instruction.signal >> bit & 1) - (
                         step.instruction.wait >> bit & 1

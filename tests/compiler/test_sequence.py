@@ -8,7 +8,6 @@ from systolith.compiler.sequence import compile_sequence, outputs, set_inputs
 from systolith.config import PRESETS, Config
 from systolith.errors import UserError
 from systolith.forward import IntegerModel
-from systolith.graph import Given
 from systolith.sim import workloads
 from systolith.sim.machine import GoldenMachine
 from systolith.sim.machine_tb import MachineSim
@@ -28,21 +27,9 @@ TINY = Config(
 CONFIGS = {"tiny": TINY, "small": PRESETS["small"], "bench": PRESETS["bench"]}
 
 
-def random_inputs(graph, length, rng):
-    """Indices and given tensors of a sequence."""
-    indices = {name: rng.integers(0, rows, length) for name, rows in graph.indices.items()}
-    given = {}
-    for node in graph.of_kind(Given):
-        tensor = graph.tensors[node.out]
-        half = 1 << (tensor.bits - 1)
-        values = rng.normal(0, half / 5, (length, tensor.channels))
-        given[node.out] = np.clip(np.round(values), -half, half - 1).astype(np.int64)
-    return indices, given
-
-
 def check(graph, program, length, machine, rng):
     """Runs a sequence on ``machine`` (memory → memory) and compares all of its outputs."""
-    indices, given = random_inputs(graph, length, rng)
+    indices, given = workloads.random_inputs(graph, length, rng)
     memory = program.memory()
     set_inputs(program, memory, length, indices, given)
     memory = machine(memory)
