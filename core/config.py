@@ -128,6 +128,16 @@ PRESETS: dict[str, Config] = {
         accumulator_rows=1024,
         parameter_rows=256,
     ),
+    "lean": Config(
+        dim=8,
+        lanes=2,
+        bus_bytes=8,
+        activation_rows=1024,
+        weight_rows=2048,
+        accumulator_rows=1024,
+        parameter_rows=256,
+        max_length=256,
+    ),
     "small": Config(dim=8, lanes=4, bus_bytes=8),
     "bench": Config(
         dim=16,
@@ -143,7 +153,8 @@ PRESETS: dict[str, Config] = {
         outstanding=8,
     ),
 }
-"""Named configurations: ``tiny`` for the smallest FPGAs, ``small`` for an ECP5-85F, ``bench``."""
+"""Named configurations: ``tiny`` (D = 4), ``lean`` and ``small`` for an ECP5-85F, where ``lean``
+leaves most of the block RAM to the model, ``bench`` for measurements."""
 
 
 def load_config(name_or_path: str) -> Config:
