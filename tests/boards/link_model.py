@@ -1,0 +1,166 @@
+"""A board of a few lines of Python, and a line that damages what goes over it.
+
+The board is written from the text of ``core/host_link.py``, apart from RTL and host; the frames it
+makes and reads are those of the octets below, not of the module.
+"""
+
+import random
+import zlib
+from dataclasses import dataclass, field
+
+from systolith.host_link import Identity
+
+
+def identity(**changes: int | str) -> Identity:
+    values = {
+        "board": "model", "clock_hz": 60_000_000, "config_hash": 0x1234_5678, "build": 0xABCD,
+        "block_bytes": 4096, "memory_bytes": 4096, "bus_bytes": 8, **changes,
+    }  # fmt: skip
+    return Identity(**values)
+
+
+def framed(content: bytes) -> bytes:
+    content += zlib.crc32(content).to_bytes(4, "little")
+    content = content.replace(b"\x7d", b"\x7d\x5d").replace(b"\x7e", b"\x7d\x5e")
+    return b"\x7e" + content + b"\x7e"
+
+
+def unframed(octets: bytes) -> list[bytes | None]:
+    """The contents of all frames; None for a damaged one."""
+    contents: list[bytes | None] = []
+    for piece in filter(None, octets.split(b"\x7e")):
+        body = bytearray()
+        octet = iter(piece)
+        good = True
+        for value in octet:
+            if value == 0x7D:
+                value = next(octet, -1)
+                good &= value >= 0
+                value = value & 0xFF ^ 0x20
+            body.append(value)
+        good &= len(body) > 4 and zlib.crc32(body[:-4]) == int.from_bytes(body[-4:], "little")
+        contents.append(bytes(body[:-4]) if good else None)
+    return contents
+
+
+@dataclass
+class ModelBoard:
+    """``memory`` and ``registers`` (words by offset); ``writes`` counts each write executed."""
+
+    identity: Identity = field(default_factory=identity)
+    registers: dict[int, int] = field(default_factory=dict)
+    writes: list[tuple[int, int, bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.memory = bytearray(self.identity.memory_bytes)
+        self.expected = 0
+        self.failed = False
+        self._rest = b""
+
+    def octets(self, octets: bytes) -> bytes:
+        """What the board answers to them."""
+        self._rest += octets
+        whole, flag, self._rest = self._rest.rpartition(b"\x7e")
+        if not flag:
+            return b""
+        return b"".join(framed(self._answer(content)) for content in unframed(whole))
+
+    def _answer(self, content: bytes | None) -> bytes:
+        def refused(status: int) -> bytes:
+            return bytes([0xFF, self.expected, status])
+
+        if content is None or len(content) < 8:
+            return refused(2)
+        operation, number = content[0], content[1]
+        length = int.from_bytes(content[2:4], "little")
+        address = int.from_bytes(content[4:8], "little")
+        payload = content[8:]
+        head = bytes([operation | 0x80, number])
+        if operation == 0:
+            self.expected, self.failed = (number + 1) % 256, False
+            return head + self.identity.to_bytes() + b"\0"
+        age = (self.expected - number) % 256
+        if age > 128:
+            return refused(3)
+        if operation not in (1, 2, 3, 4) or not 0 < length <= 512 or (length | address) % 4:
+            return refused(4)
+        if len(payload) != (length if operation in (2, 4) else 0):
+            return refused(4)
+        if age == 0:
+            self.expected = (self.expected + 1) % 256
+        if operation in (1, 3):
+            data, good = self._read(operation, address, length)
+            return head + data + bytes([not good])
+        if age == 0:
+            self.writes.append((operation, address, payload))
+            good = self._write(operation, address, payload)
+            self.failed |= not good
+        else:
+            good = not self.failed
+        return head + bytes([not good])
+
+    def _read(self, operation: int, address: int, length: int) -> tuple[bytes, bool]:
+        if operation == 1:
+            data = bytes(self.memory[address : address + length])
+            return data.ljust(length, b"\0"), len(data) == length
+        words = [self.registers.get(address + i, 0) for i in range(0, length, 4)]
+        return b"".join(word.to_bytes(4, "little") for word in words), True
+
+    def _write(self, operation: int, address: int, data: bytes) -> bool:
+        if operation == 2:
+            if address + len(data) > len(self.memory):
+                return False
+            self.memory[address : address + len(data)] = data
+        else:
+            for i in range(0, len(data), 4):
+                self.registers[address + i] = int.from_bytes(data[i : i + 4], "little")
+        return True
+
+
+class ModelLine:
+    """A line to a ``ModelBoard``; ``flips``, ``drops``, ``doubles``: chances for each octet, both
+    ways, of a changed bit, of none, and of two. ``cut``: octets after which it is dead."""
+
+    def __init__(
+        self,
+        board: ModelBoard,
+        *,
+        flips: float = 0,
+        drops: float = 0,
+        doubles: float = 0,
+        cut: int = 1 << 60,
+        seed: int = 0,
+    ) -> None:
+        self.board = board
+        self.chances = flips, drops, doubles
+        self.left = cut
+        self.random = random.Random(seed)
+        self.waiting = b""
+        self.sent = 0
+
+    def _damaged(self, octets: bytes) -> bytes:
+        flips, drops, doubles = self.chances
+        found = bytearray()
+        for octet in octets:
+            if self.left <= 0:
+                break
+            self.left -= 1
+            if self.random.random() < drops:
+                continue
+            if self.random.random() < flips:
+                octet ^= 1 << self.random.randrange(8)
+            found.append(octet)
+            if self.random.random() < doubles:
+                found.append(octet)
+        return bytes(found)
+
+    def write(self, octets: bytes) -> None:
+        self.sent += len(octets)
+        self.waiting += self._damaged(self.board.octets(self._damaged(octets)))
+
+    def read(self, timeout: float) -> bytes:
+        octets, self.waiting = self.waiting, b""
+        return octets
+
+    def close(self) -> None:
+        self.waiting = b""
