@@ -183,7 +183,8 @@ class Link:
             under_way = sum(
                 len(item.payload) + item.answer_bytes + 24 for item in requests[first:sent]
             )
-            usual = 0.2 + 3 * under_way * self._octet_s
+            usual = 0.3 + 3 * under_way * self._octet_s
+            asked = time.monotonic()
             content = self._content(max(wait, usual))
             if content is None:
                 if time.monotonic() - heard > self.patience:
@@ -216,6 +217,8 @@ class Link:
                     f"({item.operation.name.lower().replace('_', ' ')} of {item.length} bytes)"
                 )
             heard, wait = time.monotonic(), 0.0
+            # How slow the line is: the slowest answers count, and are forgotten slowly.
+            self._octet_s = max(0.98 * self._octet_s, (heard - asked) / under_way)
             answers[index] = content[2:-1]
             while first in answers:
                 done += requests[first].length

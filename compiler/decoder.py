@@ -153,6 +153,7 @@ class Decoder:
                 ),
                 config.dim,
             ),
+            rare=True,
         )
         self.steps = self._build()
 
@@ -333,7 +334,7 @@ class Decoder:
             pad = np.zeros((low.tokens, values.shape[1]), values.dtype)
             return planes(x.layout.spread(np.concatenate([values, pad])), self.config.dim)
 
-        address = low.constant(node.name, make)
+        address = low.constant(node.name, make, rare=True)
         times(low, R.A, R.POSITION, x.stride * self.config.dim, R.C)
         words = x.stride * (span.count if low.sequences == 1 else 1)
         for sequence in range(low.sequences):

@@ -194,10 +194,10 @@ class Lowering:
         (self.steps if into is None else into).append(step)
         return step
 
-    def constant(self, name: str, make: Callable[[], NDArray]) -> int:
+    def constant(self, name: str, make: Callable[[], NDArray], *, rare: bool = False) -> int:
         """Byte address of a constant, which is made and placed when it is first asked for."""
         if name not in self.memory.symbols:
-            self.memory.constant(name, make())
+            self.memory.constant(name, make(), rare=rare)
         return self.memory.symbols[name].address
 
     def load(

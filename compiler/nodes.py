@@ -283,7 +283,7 @@ def _rope_table(low: Lowering, node: Rope, span: Span) -> Placed:
         rows = np.concatenate([cos, sin], axis=2)
         return np.concatenate([rows, np.zeros((low.tokens, *rows.shape[1:]), dtype=rows.dtype)])
 
-    address = low.constant(f"rope {node.cos}", make)
+    address = low.constant(f"rope {node.cos}", make, rare=True)
     layout = Layout(d, (0,) * (2 * d * blocks))  # cosines and sines: two blocks of 16 bits each
     if key in low.rope_tables:
         low.pool.release(low.rope_tables[key].first)

@@ -206,7 +206,9 @@ class _Sequence:
         if node.index == POSITIONS:
             values = values[: self.tokens]
         address = low.constant(
-            f"{node.name} table", lambda: planes(x.layout.spread(values), self.config.dim)
+            f"{node.name} table",
+            lambda: planes(x.layout.spread(values), self.config.dim),
+            rare=True,
         )
         row_bytes = x.stride * self.config.dim
         if node.index == POSITIONS:

@@ -2,15 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import click
-
 from systolith.config import Config
 
 CLOCK_MHZ = 100.0
-
-clock_option = click.option(
-    "--clock", default=CLOCK_MHZ, show_default=True, help="MHz, for rates per second."
-)
 
 
 def shares(counters: Mapping[str, int], config: Config) -> list[tuple[str, str]]:

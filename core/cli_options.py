@@ -29,15 +29,6 @@ def config_option(default: str):
     )
 
 
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(["golden", "machine", "rtl"]),
-    default="golden",
-    show_default=True,
-    help="Integer forward, golden machine, or Verilog under Verilator.",
-)
-
-
 def steps() -> Step:
     """Prints phrases with the time since now."""
     started = time.monotonic()

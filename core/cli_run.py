@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +11,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.cli_counters import clock_option, shares, show_table
+from systolith.cli_backend import Backend, backend_options
+from systolith.cli_counters import shares, show_table
 from systolith.cli_load import load_artifact, vocabulary_of
 from systolith.cli_options import (
     PROGRAM_SUFFIX,
     Step,
-    backend_option,
     check_output,
-    config_option,
     steps,
 )
-from systolith.config import Config, load_config
+from systolith.config import Config
 from systolith.errors import UserError
 from systolith.program import Program
 
@@ -80,20 +80,14 @@ def _is_array_file(path: Path) -> bool:
     return path.suffix in (".npy", ".npz")
 
 
-def _announce(what: str, backend: str, config: Config, step: Step) -> None:
-    if backend == "rtl":
-        step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
-    step(f"{what} on {backend}")
-
-
 def _run_program(
-    path: Path, data: Path, backend: str, step: Step
+    path: Path, data: Path, backend: Backend, step: Step
 ) -> tuple[list[Arrays], dict[str, int], Config]:
     """The outputs of each sequence by a compiled program, the counters, the configuration."""
     from systolith.compiler.describe import input_names, results, sequences
 
-    if backend == "golden":
-        raise UserError("A program holds no graph: choose the backend machine or rtl")
+    if backend.name == "golden":
+        raise UserError("A program holds no graph: choose the backend machine, rtl or board")
     if not _is_array_file(data):
         raise UserError("A program has no vocabulary: give tokens as .npy or .npz")
     program = Program.load(path)
@@ -109,10 +103,10 @@ def _run_program(
         )
         for item in read
     ]
-    _announce(f"{len(inputs)} sequences", backend, program.config, step)
-    runs = run_sequences(program, inputs, backend)
+    replace(backend, config=program.config).announce(f"{len(inputs)} sequences", step)
+    runs = run_sequences(program, inputs, backend.executor)
     counters: dict[str, int] = {}
-    if backend == "rtl":
+    if backend.has_counters:
         golden = run_sequences(program, inputs, "machine")
         for index, (run, reference) in enumerate(zip(runs, golden, strict=True)):
             compare_outputs(run.outputs, reference.outputs, f"Sequence {index}, ")
@@ -123,7 +117,7 @@ def _run_program(
 
 
 def _run_model(
-    model: str, data: Path, backend: str, config: Config, step: Step
+    model: str, data: Path, backend: Backend, step: Step
 ) -> tuple[list[Arrays], dict[str, int], Config]:
     """The same by a quantized model."""
     from systolith.compiler.describe import output_name
@@ -132,7 +126,7 @@ def _run_model(
     if not data.is_file():
         raise UserError(f"Cannot read {data}: there is no such file")
     artifact = load_artifact(model, None, step)
-    session = Session(artifact, config, backend)
+    session = Session(artifact, backend.config, backend.executor)
     graph = artifact.graph
     arrays = (
         _arrays(data, session.inputs)
@@ -146,9 +140,9 @@ def _run_model(
     if MASK in arrays:
         arrays[MASK] = np.atleast_2d(arrays[MASK])
     count = len(arrays[known[0]]) if known else 0
-    _announce(f"{count} sequences", backend, config, step)
+    backend.announce(f"{count} sequences", step)
     made = session(**arrays)
-    if backend != "golden":
+    if backend.name != "golden":
         step("all outputs equal the integer forward's, every bit")
     whole = dict(
         zip(
@@ -163,7 +157,7 @@ def _run_model(
         {name: x[b] if pooled[name] else x[b, :end] for name, x in whole.items()}
         for b, end in enumerate(ends)
     ]
-    return sequences, session.counters, config
+    return sequences, session.counters, backend.config
 
 
 def _together(sequences: Sequence[Arrays]) -> Arrays:
@@ -201,24 +195,19 @@ def _report(counters: Mapping[str, int], count: int, config: Config, clock: floa
     help=".npy (the only input), .npz (inputs by name, perhaps attention_mask), or text, one "
     "sequence a line.",
 )
-@backend_option
-@config_option("bench")
-@clock_option
+@backend_options
 @click.option("-o", "output", type=click.Path(path_type=Path), help="A .npz file for the outputs.")
-def run(
-    model: str, data: Path, backend: str, config_name: str, clock: float, output: Path | None
-) -> None:
+def run(model: str, data: Path, backend: Backend, output: Path | None) -> None:
     """Run a quantized model or a compiled program on sequences.
 
     MODEL: a .slq file, a .slp file (which has its own configuration), or what `quantize` takes.
     """
-    config = load_config(config_name)
     check_output(output, ".npz")
     step = steps()
     if model.endswith(PROGRAM_SUFFIX):
         sequences, counters, config = _run_program(Path(model), data, backend, step)
     else:
-        sequences, counters, config = _run_model(model, data, backend, config, step)
+        sequences, counters, config = _run_model(model, data, backend, step)
     joined = _together(sequences)
     if output is not None:
         np.savez(output, **joined)
@@ -227,7 +216,7 @@ def run(
         for name, x in joined.items():
             click.echo(f"{name} {list(x.shape)}, {x.min():.6g} to {x.max():.6g}")
     if counters:
-        _report(counters, len(sequences), config, clock)
+        _report(counters, len(sequences), config, backend.clock)
 
 
 @click.command()
@@ -235,9 +224,7 @@ def run(
 @click.option("--file", "file", type=click.Path(path_type=Path), help="Texts, one a line.")
 @click.option("--model", default="minilm", show_default=True, help="A sentence model.")
 @click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
-@backend_option
-@config_option("bench")
-@clock_option
+@backend_options
 @click.option("--json", "as_json", is_flag=True, help="Texts, vectors and cosines as one object.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="A .npy file for the vectors.")
 def embed(
@@ -245,14 +232,11 @@ def embed(
     file: Path | None,
     model: str,
     tokenizer: str | None,
-    backend: str,
-    config_name: str,
-    clock: float,
+    backend: Backend,
     as_json: bool,
     output: Path | None,
 ) -> None:
     """Vectors of texts by a sentence model, and how alike they are (cosines)."""
-    config = load_config(config_name)
     check_output(output, ".npy")
     chosen = [*texts, *(_lines(file) if file is not None else [])]
     if not chosen:
@@ -261,10 +245,10 @@ def embed(
     artifact = load_artifact(model, tokenizer, step)
     from systolith.session import Session
 
-    session = Session(artifact, config, backend)
-    _announce(f"{len(chosen)} texts", backend, config, step)
+    session = Session(artifact, backend.config, backend.executor)
+    backend.announce(f"{len(chosen)} texts", step)
     vectors = session.embed(chosen)
-    if backend != "golden":
+    if backend.name != "golden":
         step("all outputs equal the integer forward's, every bit")
     if output is not None:
         np.save(output, vectors)
@@ -280,4 +264,4 @@ def embed(
         for row, text in zip(cosines, chosen, strict=True):
             click.echo("".join(f"{x:7.3f}" for x in row) + f"  {text}")
     if session.counters:
-        _report(session.counters, len(chosen), config, clock)
+        _report(session.counters, len(chosen), backend.config, backend.clock)

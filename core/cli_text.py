@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from systolith.cli_counters import CLOCK_MHZ, clock_option, shares, show_table
+from systolith.cli_backend import Backend, backend_options
+from systolith.cli_counters import CLOCK_MHZ, shares, show_table
 from systolith.cli_load import language_model
-from systolith.cli_options import backend_option, check_output, config_option, steps
-from systolith.config import Config, load_config
+from systolith.cli_options import check_output, config_option, steps
+from systolith.config import load_config
 from systolith.errors import UserError
 from systolith.sampling import GREEDY, Sampler
 from systolith.text import TextStream, ends_with
@@ -54,9 +55,7 @@ class _Text:
 
 def _write_text(
     wanted: _Text,
-    backend: str,
-    config: Config,
-    clock: float,
+    backend: Backend,
     waves: Path | None = None,
     trace: Path | None = None,
 ) -> None:
@@ -67,9 +66,7 @@ def _write_text(
     request.total(graph.context)
     from systolith.sim.generate import generate
 
-    if backend == "rtl":
-        step(f"Verilog of the D = {config.dim} machine, Verilator build (kept for the next time)")
-    step(f"writing up to {request.tokens} tokens on {backend}")
+    backend.announce(f"writing up to {request.tokens} tokens", step)
     stream = TextStream(vocabulary, request.prompt[-1])
 
     def show(text: str) -> None:
@@ -79,9 +76,9 @@ def _write_text(
     show(wanted.prompt)
     made = generate(
         graph,
-        config,
+        backend.config,
         request,
-        backend,
+        backend.executor,
         lambda token: show(stream.push(token)),
         waves,
         trace is not None,
@@ -92,7 +89,7 @@ def _write_text(
         step(f"the context of {length} tokens is full: the text ends after {made.new} new ones")
     elif made.end == "stop":
         step(f"the text ends by itself or at --stop after {made.new} tokens")
-    if backend == "golden":
+    if backend.name == "golden":
         step(f"{made.new} tokens by the integer forward")
         return
     step(f"{made.new} tokens × {graph.vocabulary} logits equal the golden forward, every bit")
@@ -101,13 +98,13 @@ def _write_text(
     if trace is not None:
         from systolith.compiler.perfetto import write_trace
 
-        write_trace(trace, made.timelines, made.labels, clock_mhz=clock)
+        write_trace(trace, made.timelines, made.labels, clock_mhz=backend.clock)
         step(f"trace: {trace}, for ui.perfetto.dev")
-    if backend == "rtl":
-        _report(made, config, clock)
+    if backend.has_counters:
+        _report(made, backend)
 
 
-def _write_batch(wanted: list[_Text], backend: str, config: Config, clock: float) -> None:
+def _write_batch(wanted: list[_Text], backend: Backend) -> None:
     """Several texts, decoded together, one behind the other on the terminal."""
     step = steps()
     graph, vocabulary = language_model(wanted[0].model, wanted[0].tokenizer, step)
@@ -116,38 +113,49 @@ def _write_batch(wanted: list[_Text], backend: str, config: Config, clock: float
         request.total(graph.context)
     from systolith.sim.batch import generate_batch
 
-    step(f"writing {len(requests)} texts together on {backend}")
-    made = generate_batch(graph, config, requests, backend)
+    backend.announce(f"writing {len(requests)} texts together", step)
+    made = generate_batch(graph, backend.config, requests, backend.executor)
     for text, request, tokens in zip(wanted, requests, made.texts, strict=True):
         stream = TextStream(vocabulary, request.prompt[-1])
         new = "".join(stream.push(token) for token in tokens[len(request.prompt) :])
         click.echo(f"{text.prompt}{new}{stream.close()}\n")
-    if backend == "golden":
+    if backend.name == "golden":
         return
     step(f"the logits of {len(requests)} texts equal the golden forward, every bit")
-    if backend == "rtl":
+    if backend.has_counters:
         cycles, count = made.counters["CYCLES"], made.steps * len(requests)
         show_table(
             [
                 ("cycles", f"{cycles:,}"),
                 ("cycles per token of each text (prompts included)", f"{cycles / count:,.0f}"),
-                (f"tokens/s at {clock:g} MHz, all texts", f"{count * clock * 1e6 / cycles:,.0f}"),
-                *shares(made.counters, config),
-                ("simulation", f"{made.simulated / made.seconds:,.0f} cycles/s"),
+                (
+                    f"tokens/s at {backend.clock:g} MHz, all texts",
+                    f"{count * backend.clock * 1e6 / cycles:,.0f}",
+                ),
+                *shares(made.counters, backend.config),
+                *_speed(backend, made.simulated, made.seconds),
             ]
         )
 
 
-def _report(result: "Generation", config: Config, clock: float) -> None:
+def _speed(backend: Backend, cycles: int, seconds: float) -> list[tuple[str, str]]:
+    """How fast a simulation was."""
+    return [] if backend.board else [("simulation", f"{cycles / seconds:,.0f} cycles/s")]
+
+
+def _report(result: "Generation", backend: Backend) -> None:
     """What the hardware counters say."""
     cycles = result.counters["CYCLES"]
     show_table(
         [
             ("cycles", f"{cycles:,}"),
             ("cycles per new token (prompt included)", f"{cycles / result.new:,.0f}"),
-            (f"tokens/s at {clock:g} MHz", f"{result.new * clock * 1e6 / cycles:,.0f}"),
-            *shares(result.counters, config),
-            ("simulation", f"{result.simulated / result.seconds:,.0f} cycles/s"),
+            (
+                f"tokens/s at {backend.clock:g} MHz",
+                f"{result.new * backend.clock * 1e6 / cycles:,.0f}",
+            ),
+            *shares(result.counters, backend.config),
+            *_speed(backend, result.simulated, result.seconds),
         ]
     )
 
@@ -178,9 +186,7 @@ def _report(result: "Generation", config: Config, clock: float) -> None:
 )
 @click.option("--seed", default=0, show_default=True, help="Of chance.")
 @click.option("--stop", "stops", multiple=True, help="Text to end behind; may be given again.")
-@backend_option
-@config_option("bench")
-@clock_option
+@backend_options
 @click.option("--waves", type=click.Path(path_type=Path), help="File for the waveform (rtl).")
 @click.option(
     "--trace",
@@ -197,9 +203,7 @@ def generate(
     top_p: float,
     seed: int,
     stops: tuple[str, ...],
-    backend: str,
-    config_name: str,
-    clock: float,
+    backend: Backend,
     waves: Path | None,
     trace: Path | None,
 ) -> None:
@@ -207,10 +211,9 @@ def generate(
 
     The text ends after --tokens, where the context is full, or where the model or --stop ends it.
     """
-    config = load_config(config_name)
-    if waves is not None and backend != "rtl":
+    if waves is not None and backend.name != "rtl":
         raise UserError("A waveform needs the backend rtl: add --backend rtl")
-    if trace is not None and backend != "rtl":
+    if trace is not None and backend.name != "rtl":
         raise UserError("A trace needs the backend rtl: add --backend rtl")
     check_output(trace, ".json")
     if "" in stops:
@@ -224,19 +227,19 @@ def generate(
         stops=stops,
     )
     if len(prompts) == 1:
-        _write_text(wanted, backend, config, clock, waves, trace)
+        _write_text(wanted, backend, waves, trace)
         return
     if not wanted.sampler.greedy or stops or waves is not None or trace is not None:
         raise UserError(
             "Several prompts take the most likely tokens, without --stop, --waves and --trace: "
             "leave these and --temperature out, or give one prompt"
         )
-    _write_batch([replace(wanted, prompt=prompt) for prompt in prompts], backend, config, clock)
+    _write_batch([replace(wanted, prompt=prompt) for prompt in prompts], backend)
 
 
 @click.command()
 @config_option("bench")
 def demo(config_name: str) -> None:
     """The bundled language model writes on the RTL (`make sim`)."""
-    config = load_config(config_name)
-    _write_text(_Text(model="bundled", end_tokens=False), "rtl", config, CLOCK_MHZ)
+    backend = Backend("rtl", load_config(config_name), CLOCK_MHZ)
+    _write_text(_Text(model="bundled", end_tokens=False), backend)

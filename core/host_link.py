@@ -62,6 +62,8 @@ REQUEST = struct.Struct("<BBHI")
 """Operation, sequence number, length, address."""
 _IDENTITY = struct.Struct("<4sHHIIQIIBx30s")
 IDENTITY_BYTES = _IDENTITY.size
+BUILD_OFFSET = 16
+"""Of ``build`` in an identity."""
 
 
 @dataclass(frozen=True, kw_only=True)

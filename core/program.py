@@ -73,6 +73,11 @@ class Program:
         raw = memory[symbol.address : symbol.address + symbol.size]
         return np.frombuffer(raw.tobytes(), symbol.dtype).reshape(symbol.shape)
 
+    def region(self, memory: NDArray[np.uint8], name: str) -> tuple[int, bytes]:
+        """Address of the region ``name`` and its bytes in ``memory``."""
+        symbol = self.symbols[name]
+        return symbol.address, memory[symbol.address : symbol.address + symbol.size].tobytes()
+
     def write(self, memory: NDArray[np.uint8], name: str, values: NDArray[Any]) -> None:
         """Writes ``values`` to the start of the region ``name`` of ``memory``."""
         symbol = self.symbols[name]

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from systolith.quant.vocabulary import AnyTokenizer
     from systolith.sim.execute import Inputs, SequenceRun
     from systolith.sim.generate import Generation
+    from systolith.sim.jobs import Machine
     from systolith.sim.writer import Request
 
-BACKENDS = ("golden", "machine", "rtl")
+BACKENDS = ("golden", "machine", "rtl", "board")
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
 
@@ -41,10 +42,11 @@ class Session:
 
     ``model``: a quantized model, a .slq file, or a checkpoint that `systolith quantize` takes, with
     its default recipe. ``config``: a `Config`, the name of a preset or a JSON file. ``backend``:
-    "golden" (integer forward in numpy), "machine" (golden machine, executes the compiled program)
-    or "rtl" (Verilog under Verilator). ``check``: results of the machine and
-    the RTL are compared with the integer forward, and a difference raises ``Mismatch``.
-    ``memory_settings``: latency, bandwidth, … of the memory beside the RTL.
+    "golden" (integer forward in numpy), "machine" (golden machine, executes the compiled program),
+    "rtl" (Verilog under Verilator) or "board" (an FPGA at the serial port ``port``, by default with
+    the configuration that it has); or a board that is open. ``check``: results are compared with
+    the integer forward, and a difference raises ``Mismatch``.
+    ``settings``: latency, bandwidth, … of the memory beside the RTL; ``baud`` of a board's port.
 
     Programs are compiled when they are needed first, for sequences of up to D · 2**n tokens, and
     kept. ``counters``: the machine's, summed over the sequences of the last call (rtl); after
@@ -54,14 +56,17 @@ class Session:
     def __init__(
         self,
         model: "QuantizedModel | Artifact | str | Path",
-        config: Config | str = "bench",
-        backend: str = "golden",
+        config: Config | str | None = None,
+        backend: "str | Machine" = "golden",
         *,
         check: bool = True,
-        **memory_settings: int,
+        port: str | None = None,
+        **settings: int,
     ) -> None:
-        if backend not in BACKENDS:
+        if isinstance(backend, str) and backend not in BACKENDS:
             raise UserError(f"The backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+        if (backend == "board") != (port is not None):
+            raise UserError("A port goes with the backend board: give both or none of them")
         from systolith.forward import IntegerModel
         from systolith.quant.session_call import Caller
 
@@ -73,8 +78,15 @@ class Session:
 
                 model = quantize_or_find(model)
         self.graph, self._tokenizer = model.graph, model.tokenizer
-        self.config = load_config(config) if isinstance(config, str) else config
-        self.backend, self.check, self.memory_settings = backend, check, memory_settings
+        chosen = load_config(config) if isinstance(config, str) else config
+        if port is not None:
+            from systolith.boards.device import Device
+
+            backend, settings = Device.open(port, config=chosen, **settings), {}
+        if not isinstance(backend, str):
+            chosen = backend.config
+        self.config = chosen or load_config("bench")
+        self.backend, self.check, self.memory_settings = backend, check, settings
         self.counters: dict[str, int] = {}
         self.generation: Generation | None = None
         self._caller = Caller(self.graph, getattr(model, "signature", None))

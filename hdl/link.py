@@ -1,6 +1,8 @@
 """The board's end of the line to the host: requests of ``core/host_link.py`` are executed here."""
 
-from amaranth import Cat, Module, Mux, Signal
+from dataclasses import replace
+
+from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.memory import Memory, MemoryData
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -12,6 +14,7 @@ from systolith.hdl.link_bus import WORD_BYTES, LinkBus
 from systolith.hdl.uart import UartReceiver, UartTransmitter
 from systolith.host_link import ANSWER as ANSWER_BIT
 from systolith.host_link import (
+    BUILD_OFFSET,
     CRC_BYTES,
     IDENTITY_BYTES,
     MAX_PAYLOAD,
@@ -39,6 +42,8 @@ class Executor(wiring.Component):
         From a ``Deframer``.
     answers : stream of {octet, last}, out
         To a ``Framer``.
+    build : in, 64
+        The identity's ``build``, which is not known when the rest is.
     lite, read, write : out
         See ``LinkBus``.
     """
@@ -50,11 +55,22 @@ class Executor(wiring.Component):
             {
                 "contents": In(stream.Signature(CONTENT)),
                 "answers": Out(stream.Signature(ANSWER)),
+                "build": In(64),
                 "lite": Out(AXI4Lite()),
                 "read": Out(AXI4Read(config)),
                 "write": Out(AXI4Write(config)),
             }
         )
+
+    def _identity_words(self) -> list[Value]:
+        raw = replace(self.identity, build=0).to_bytes()
+        words: list[Value] = [
+            Const(int.from_bytes(raw[i : i + WORD_BYTES], "little"), 32)
+            for i in range(0, IDENTITY_BYTES, WORD_BYTES)
+        ]
+        first = BUILD_OFFSET // WORD_BYTES
+        words[first : first + 2] = [self.build[:32], self.build[32:]]
+        return words
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -63,18 +79,6 @@ class Executor(wiring.Component):
             connect(m, getattr(bus, name), flipped(getattr(self, name)))
         m.submodules.frame = frame = Memory(MemoryData(shape=32, depth=_WORDS, init=[]))
         put, get = frame.write_port(granularity=8), frame.read_port()
-        words = self.identity.to_bytes()
-        m.submodules.identity = identity = Memory(
-            MemoryData(
-                shape=32,
-                depth=IDENTITY_BYTES // WORD_BYTES,
-                init=[
-                    int.from_bytes(words[i : i + WORD_BYTES], "little")
-                    for i in range(0, IDENTITY_BYTES, WORD_BYTES)
-                ],
-            )
-        )
-        told = identity.read_port()
 
         # The frame comes in: its octets to the memory, its first ones also to registers.
         octets = Signal(range(WORD_BYTES * _WORDS + 2))
@@ -141,7 +145,12 @@ class Executor(wiring.Component):
             ]
             m.next = "OPERATION"
 
-        m.d.comb += [get.addr.eq(source), told.addr.eq(source)]
+        told = Signal(32)
+        with m.Switch(source):
+            for index, value in enumerate(self._identity_words()):
+                with m.Case(index):
+                    m.d.comb += told.eq(value)
+        m.d.comb += get.addr.eq(source)
         m.d.comb += [
             bus.accesses.payload.addr.eq(place),
             bus.accesses.payload.data.eq(get.data),
@@ -226,7 +235,7 @@ class Executor(wiring.Component):
                 with m.If(left == 0):
                     m.next = "STATUS"
                 with m.Elif(operation == Operation.HELLO):
-                    m.d.sync += word.eq(told.data)
+                    m.d.sync += word.eq(told)
                     m.next = "WORD"
                 with m.Else():
                     m.d.comb += bus.accesses.valid.eq(1)
@@ -274,6 +283,8 @@ class HostLink(wiring.Component):
     rx : in, 1
     tx : out, 1
         The line, idle high.
+    build : in, 64
+        See ``Executor``.
     lite : ``AXI4Lite``, out
         To the machine's registers.
     read, write : ``AXI4Read``, ``AXI4Write``, out
@@ -287,6 +298,7 @@ class HostLink(wiring.Component):
         super().__init__(
             {
                 "rx": In(1, init=1),
+                "build": In(64),
                 "tx": Out(1),
                 "lite": Out(AXI4Lite()),
                 "read": Out(AXI4Read(config)),
@@ -305,6 +317,7 @@ class HostLink(wiring.Component):
         m.submodules.transmitter = transmitter = UartTransmitter(self.cycles)
         m.d.comb += [
             receiver.rx.eq(self.rx),
+            executor.build.eq(self.build),
             waiting.w_en.eq(receiver.octets.valid),
             waiting.w_data.eq(receiver.octets.payload),
             self.lost.eq(receiver.octets.valid & ~waiting.w_rdy),

@@ -67,6 +67,8 @@ class Systolith(wiring.Component):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.busy, self.error = Signal(), Signal()
+        """As in STATUS, for lamps: no ports."""
         super().__init__(members(config))
 
     def elaborate(self, platform) -> Module:
@@ -208,6 +210,8 @@ class Systolith(wiring.Component):
             csr.busy.eq(supervisor.busy),
             csr.done.eq(supervisor.done),
             csr.error.eq(supervisor.error),
+            self.busy.eq(supervisor.busy),
+            self.error.eq(supervisor.error),
             csr.error_code.eq(supervisor.error_code),
             csr.error_pc.eq(supervisor.error_pc),
             csr.mark.eq(sequencer.mark),

@@ -9,6 +9,7 @@ from systolith.compiler.batch import batch_logits, compile_batch, read_texts, se
 from systolith.config import Config
 from systolith.graph import Graph
 from systolith.sim.generate import LATENCY, Mismatch, integer_text
+from systolith.sim.jobs import Job, Machine, demand_done
 from systolith.sim.writer import Request
 
 
@@ -28,7 +29,11 @@ class BatchResult:
 
 
 def generate_batch(
-    graph: Graph, config: Config, requests: Sequence[Request], backend: str, **settings: int
+    graph: Graph,
+    config: Config,
+    requests: Sequence[Request],
+    backend: str | Machine,
+    **settings: int,
 ) -> BatchResult:
     """Texts of several requests, at least two, on ``backend``; every logit is checked.
 
@@ -52,12 +57,17 @@ def generate_batch(
 
         GoldenMachine(config, memory).run()
     else:
-        from systolith.sim.machine_tb import MachineSim, size_for
+        if isinstance(backend, str):
+            from systolith.sim.machine_tb import MachineSim, size_for
 
-        machine = MachineSim(
-            config, size_bytes=size_for(len(memory)), **{"latency": LATENCY, **settings}
-        )
-        result = machine.run(memory)
+            size = size_for(len(memory))
+            settings = {"latency": LATENCY, **settings}
+            machine: Machine = MachineSim(config, size_bytes=size, **settings)
+        else:
+            machine = backend
+        writes = [program.region(memory, name) for name in ("control", "tokens")]
+        (result,) = machine.run_all([Job(program, writes=writes)])
+        demand_done(result)
         memory, counters = result.memory, result.counters
         simulated, seconds = result.simulated, result.seconds
     found, logits = read_texts(program, memory, total), batch_logits(program, memory)

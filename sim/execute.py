@@ -19,6 +19,7 @@ from systolith.fixed import Int
 from systolith.forward import IntegerModel
 from systolith.program import Program
 from systolith.sim.generate import LATENCY, Mismatch
+from systolith.sim.jobs import Job, Machine, demand_done
 
 _INPUTS = ("control", "index", "given")
 """How the names of the regions begin that ``set_inputs`` writes."""
@@ -45,30 +46,35 @@ class SequenceRun(NamedTuple):
 
 
 def run_sequences(
-    program: Program, inputs: Sequence[Inputs], backend: str, **memory_settings: int
+    program: Program, inputs: Sequence[Inputs], backend: str | Machine, **memory_settings: int
 ) -> list[SequenceRun]:
-    """Executes a program for one sequence after another, on the backend ``machine`` or ``rtl``.
+    """Executes a program for one sequence after another.
 
+    ``backend``: "machine", "rtl" or a board.
     ``memory_settings``: of the simulated memory, such as latency. An error status raises
     ``MachineError``.
     """
     if backend == "machine":
         return [_golden(program, _memory(program, item), item.length) for item in inputs]
-    if backend != "rtl":
-        raise UserError(f"A program is executed on the machine or on rtl, not on {backend}")
-    from systolith.sim.machine_tb import Job, MachineSim, demand_done, size_for
-
+    if isinstance(backend, str) and backend != "rtl":
+        raise UserError(f"A program is executed on machine, rtl or a board, not on {backend}")
     symbols = program.symbols
-    written = [symbol for name, symbol in symbols.items() if name.split()[0] in _INPUTS]
+    written = [name for name in symbols if name.split()[0] in _INPUTS]
     read = [(s.address, s.size) for name, s in symbols.items() if name.split()[0] == "output"]
     jobs = []
     for index, item in enumerate(inputs):
         memory = _memory(program, item)
-        writes = [(s.address, memory[s.address : s.address + s.size].tobytes()) for s in written]
+        writes = [program.region(memory, name) for name in written]
         # The constants are loaded once; a program must not depend on what one before it left.
         jobs.append(Job(program if index == 0 else None, writes=writes, reads=read))
-    settings = {"latency": LATENCY, **memory_settings}
-    machine = MachineSim(program.config, size_bytes=size_for(program.memory_bytes), **settings)
+    if isinstance(backend, str):
+        from systolith.sim.machine_tb import MachineSim, size_for
+
+        settings = {"latency": LATENCY, **memory_settings}
+        size = size_for(program.memory_bytes)
+        machine: Machine = MachineSim(program.config, size_bytes=size, **settings)
+    else:
+        machine = backend
     runs = []
     for item, result in zip(inputs, machine.run_all(jobs), strict=True):
         demand_done(result)
@@ -82,7 +88,7 @@ def run_sequence(
     length: int,
     indices: Mapping[str, Sequence[int]],
     given: Mapping[str, ArrayLike],
-    backend: str,
+    backend: str | Machine,
     **memory_settings: int,
 ) -> SequenceRun:
     """Executes a program for one sequence; see `run_sequences`."""

@@ -27,6 +27,7 @@ from systolith.fixed import Int
 from systolith.forward import IntegerModel
 from systolith.graph import Graph
 from systolith.program import Program
+from systolith.sim.jobs import Job, Machine, Window, demand_done
 from systolith.sim.profile import predicted_run
 from systolith.sim.writer import Request, Writer
 
@@ -97,16 +98,24 @@ class _Dialogue:
     words that it writes: the token to stop at, if the text ends, before the token itself.
     """
 
-    def __init__(self, program: Program, writer: Writer) -> None:
-        self.program, self.writer = program, writer
+    def __init__(
+        self, program: Program, writer: Writer, peek: Callable[[int, int], bytes] | None = None
+    ) -> None:
+        self.program, self.writer, self.peek = program, writer, peek
         symbol = program.symbols["logits"]
         self.row_bytes = symbol.shape[1]
         self.first = symbol.address - 2 * self.row_bytes
         """The row of a mark for n tokens is at ``first + n * row_bytes``."""
 
     def token(self, mark: int) -> None:
-        """The device has written a token; the end of a program shows the last mark again."""
-        if mark >> 16 > len(self.writer.text):
+        """The device has written a token, or several if marks were missed; the end of a program
+        shows the last mark again."""
+        first, end = len(self.writer.text), mark >> 16
+        if end > first + 1 and self.peek is not None:
+            at = self.program.symbols["tokens"].address + 4 * first
+            for token in np.frombuffer(self.peek(at, 4 * (end - first)), "<u4").tolist():
+                self.writer.append(token)
+        elif end > first:
             self.writer.append(mark & 0xFFFF)
 
     def answer(self, mark: int, raw: np.ndarray) -> list[tuple[int, bytes]]:
@@ -128,27 +137,32 @@ class _Dialogue:
 def machine_text(
     program: Program,
     request: Request,
-    backend: str,
+    backend: str | Machine,
     on_token: OnToken | None = None,
     waves: Path | None = None,
     trace: bool = False,
     **memory_settings: int,
 ) -> Generation:
-    """Text by a compiled program, on the golden machine or on the RTL.
+    """Text by a compiled program, on the golden machine, on the RTL or on a board.
 
+    ``backend``: "machine", "rtl", or what executes it.
     ``waves``: file for the waveform; ``trace``: the result has timelines; ``memory_settings``:
     latency, bandwidth, … of the simulated memory (all rtl).
     """
     context = program.metadata["context"]
     writer = Writer(request, program.metadata["logits_scale"], context, on_token)
-    dialogue = _Dialogue(program, writer)
+    board = None if isinstance(backend, str) else backend
+    dialogue = _Dialogue(program, writer, None if board is None else board.peek)
     asks = not request.device_chooses
     stop = next(iter(request.stops), NO_STOP) if request.device_chooses else NO_STOP
     memory = program.memory()
     set_prompt(program, memory, list(request.prompt), writer.total, stop, host_chooses=asks)
 
+    window = Window(dialogue.first, dialogue.row_bytes, dialogue.answer) if asks else None
+    on_mark = None if asks else dialogue.token
+    writes = [program.region(memory, name) for name in ("control", "tokens")]
     counters: dict[str, int] = {}
-    simulated, seconds, recorded = 0, 0.0, None
+    simulated, seconds, recorded, result = 0, 0.0, None, None
     timelines: dict[str, Timeline] = {}
     if backend == "machine":
         from systolith.sim.machine import GoldenMachine
@@ -160,30 +174,42 @@ def machine_text(
                 dialogue.token(value)
 
         GoldenMachine(program.config, memory, mark).run()
-    else:
-        from systolith.sim.machine_tb import MachineSim, Window, size_for
+    if board is not None:
+        tokens = program.symbols["tokens"]
+        job = Job(program, writes=writes, reads=[(tokens.address, tokens.size)])
+        (result,) = board.run_all([job], on_mark=on_mark, window=window)
+        demand_done(result)
+        # Of the logits only those of the text: a serial line is slow.
+        first = dialogue.first + (len(request.prompt) + 1) * dialogue.row_bytes
+        size = (len(writer.text) - len(request.prompt)) * dialogue.row_bytes
+        result.memory[first : first + size] = np.frombuffer(board.peek(first, size), np.uint8)
+    elif backend == "rtl":
+        from systolith.sim.machine_tb import MachineSim, size_for
 
         settings = {"latency": LATENCY, **memory_settings}
-        size = size_for(len(memory))
-        machine = MachineSim(
-            program.config, size_bytes=size, waves=waves is not None, **settings
-        )
-        window = Window(dialogue.first, dialogue.row_bytes, dialogue.answer) if asks else None
-        on_mark = None if asks else dialogue.token
         if trace and not asks:  # what a host answers cannot be foretold
             timelines["predicted"] = predicted_run(
                 program, memory, Memory.from_settings(settings)
             )
-        result = machine.run(memory, on_mark=on_mark, window=window, waves=waves, trace=trace)
+        machine = MachineSim(
+            program.config,
+            size_bytes=size_for(len(memory)),
+            waves=waves is not None,
+            **settings,
+        )
+        result = machine.run(
+            program, writes=writes, on_mark=on_mark, window=window, waves=waves, trace=trace
+        )
         if result.timeline is not None:
             measured = result.timeline
             for line in timelines.values():
                 measured = measured.with_items(line)
             timelines["measured"] = measured.with_code(program.code())
-        memory, counters = result.memory, result.counters
-        simulated, seconds = result.simulated, result.seconds
         if waves is not None:
             recorded = waves.with_suffix(f".{machine.build.waves}")
+    if result is not None:
+        memory, counters = result.memory, result.counters
+        simulated, seconds = result.simulated, result.seconds
     count = len(writer.text)
     text = program.read(memory, "tokens")[:count].tolist()
     rows = logits(program, memory)[len(request.prompt) - 1 : count - 1]
@@ -206,7 +232,7 @@ def generate(
     graph: Graph,
     config: Config,
     request: Request,
-    backend: str,
+    backend: str | Machine,
     on_token: OnToken | None = None,
     waves: Path | None = None,
     trace: bool = False,

@@ -59,8 +59,10 @@ class GoldenMachine:
 
     # Control -------------------------------------------------------------------------------------
 
-    def run(self, max_instructions: int = 1 << 30) -> None:
-        """Executes from instruction 0 until ``halt``.
+    def run(self, max_instructions: int = 1 << 30, *, until: int | None = None) -> list[int]:
+        """Executes from instruction 0 until ``halt``, or until instruction ``until`` would be next.
+
+        Returns the instructions that were executed, in the order of their first time.
 
         Raises ``MachineError`` for what the hardware reports as an error, and when
         ``max_instructions`` have not been enough.
@@ -68,6 +70,8 @@ class GoldenMachine:
         cache: dict[int, Instruction] = {}
         pc = 0
         for _ in range(max_instructions):
+            if pc == until:
+                return list(cache)
             if pc not in cache:
                 cache[pc] = self._fetch(pc)
             item = cache[pc]
@@ -75,7 +79,7 @@ class GoldenMachine:
                 item = self._with_registers(item, pc)
             self.executed += 1
             if item.op == "halt":
-                return
+                return list(cache)
             pc = self._step(item, pc)
         raise MachineError(f"The program has not halted after {max_instructions} instructions")
 

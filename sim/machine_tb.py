@@ -16,8 +16,8 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from systolith.program import Program
 from systolith.registers import STATUS_DONE, Error
 from systolith.sim.build import Build, build
 from systolith.sim.issue_trace import INSIDE, PLUSARG, read_trace
+from systolith.sim.jobs import Job, MachineResult, Window, demand_done
 from systolith.sim.memory import AXI_MEMORY, SETTINGS, memory_top
 from systolith.sim.runner import run
 
@@ -41,69 +42,6 @@ MEMORY_BYTES = 1 << 25
 def size_for(program_bytes: int) -> int:
     """Bytes of a simulated memory for a program: a power of two, so that simulators are reused."""
     return max(MEMORY_BYTES, 1 << (program_bytes - 1).bit_length())
-
-
-@dataclass(frozen=True)
-class Window:
-    """What the host reads at a mark, and what it writes then, before the machine goes on.
-
-    At the mark v it reads ``size`` bytes at ``first + (v >> 16) * size`` of the program's memory,
-    and writes what ``answer(v, bytes)`` returns: addresses and bytes, in this order.
-    """
-
-    first: int
-    size: int
-    answer: Callable[[int, NDArray[np.uint8]], list[tuple[int, bytes]]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A program to be executed.
-
-    ``program``: one, or memory contents that start with its instructions, (bytes,) uint8; None: the
-    memory stays as the job before left it. ``writes``: addresses and bytes that the host writes
-    then. ``reads``: addresses and sizes of what the result's memory has (the rest is 0); None: all.
-    Addresses count from the program's first byte.
-    ``base``: where in memory it is put, a multiple of 32. ``watchdog``: cycles without movement
-    before an error. ``settings``: of the memory, beyond those of the ``MachineSim``.
-    ``reset_after``: cycles after which the host resets the machine instead of waiting for the end;
-    0: it does not.
-    """
-
-    program: Program | NDArray[np.uint8] | None
-    writes: Sequence[tuple[int, bytes]] = ()
-    reads: Sequence[tuple[int, int]] | None = None
-    base: int = 0
-    watchdog: int = 1 << 20
-    max_cycles: int = 1 << 32
-    reset_after: int = 0
-    settings: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class MachineResult:
-    """What a run left behind.
-
-    ``done``: the program reached ``halt``; else ``error`` and ``error_pc`` say what stopped it.
-    ``memory``: (memory_bytes,) uint8 from BASE on. ``counters``: by the names in ``registers``.
-    ``mark``: the last value marked. ``seconds``: wall-clock time of the run itself;
-    ``simulated``: clock cycles in it. ``timeline``: what was executed when, if asked for.
-    """
-
-    done: bool
-    error: Error
-    error_pc: int
-    memory: NDArray[np.uint8]
-    counters: dict[str, int]
-    registers: dict[str, int]
-    mark: int
-    simulated: int
-    seconds: float
-    timeline: Timeline | None = None
-
-    @property
-    def cycles_per_second(self) -> float:
-        return self.simulated / self.seconds
 
 
 def verilog(config: Config) -> str:
@@ -129,18 +67,6 @@ def verilog(config: Config) -> str:
     return kept.read_text()
 
 
-class MachineError(UserError):
-    """A program that ended with an error status on the RTL."""
-
-
-def demand_done(result: MachineResult) -> None:
-    """Raises ``MachineError`` where a program ended with an error status."""
-    if not result.done:
-        raise MachineError(
-            f"The program stopped with error {result.error.name} at instruction {result.error_pc}"
-        )
-
-
 class MachineSim:
     """A compiled machine with a memory of ``size_bytes``; compiling takes a minute, once.
 
@@ -160,6 +86,7 @@ class MachineSim:
         if unknown:
             raise ValueError(f"Setting must be one of {', '.join(SETTINGS)}, not {unknown[0]!r}")
         self.config = config
+        self.peek = None  # every mark is passed on
         self.size_bytes = size_bytes
         self.settings = memory
         self.waves = waves

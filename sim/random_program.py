@@ -5,11 +5,13 @@ rows, with only as many semaphores as that takes, and stores everything that it 
 golden machine executes the same image; the memories must agree to the last byte.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from systolith import isa
-from systolith.compiler.memory import Memory
+from systolith.compiler.memory import Memory, offset_in_part
 from systolith.compiler.schedule import Region, Step, synchronize
 from systolith.config import Config
 from systolith.isa import AluOp, Combine, Condition, Format, Instruction, LoadSpace, StoreSpace
@@ -22,19 +24,30 @@ _ROUND = 13
 _WORD = (1 << 32) - 1
 
 
-def random_program(config: Config, length: int, seed: int) -> Program:
-    """A program whose body has ``length`` instructions and is executed twice.
+KINDS = (
+    "load", "store", "storew", "matmul", "vector", "vector", "softmax", "norm", "sequencer"
+)  # fmt: skip
+"""What a body is made of, as often as it stands here."""
+
+
+def random_program(
+    config: Config, length: int, seed: int, kinds: Sequence[str] = KINDS
+) -> Program:
+    """A program whose body has ``length`` instructions of ``kinds`` and is executed twice.
 
     The regions ``activation``, ``weight``, ``accumulator`` and ``scratch`` of its memory hold the
     results. The memories of ``config`` should be small: all of them are loaded and stored.
     """
-    builder = _Builder(config, length, seed)
-    image, memory_bytes, symbols = builder.memory.link(builder.code())
+    builder = _Builder(config, length, seed, kinds)
+    image, memory_bytes, symbols = builder.memory.link(isa.assemble(builder.code()))
+    image = builder.disguised(image)
     return Program(config, image, len(builder.steps), memory_bytes, symbols, {"seed": seed})
 
 
 class _Builder:
-    def __init__(self, config: Config, length: int, seed: int) -> None:
+    def __init__(
+        self, config: Config, length: int, seed: int, kinds: Sequence[str]
+    ) -> None:
         self.config = config
         self.rng = np.random.default_rng(seed)
         self.dice = vector_program.ProgramDice(self.rng, config)
@@ -70,8 +83,7 @@ class _Builder:
         loaded = len(self.steps)
         self.loop = self._control("fence")
         for _ in range(length):
-            kinds = ("load", "store", "storew", "matmul", "vector", "vector", "softmax", "norm")
-            getattr(self, f"_{self.rng.choice([*kinds, 'sequencer'])}")()
+            getattr(self, f"_{self.rng.choice(list(kinds))}")()
         self._control("fence")
         self._control("alu", {2: _ROUND}, y=1, rd=_ROUND, op=AluOp.ADD)
         back = self._control("branch", {2: _ROUND}, y=2, condition=Condition.LT)
@@ -82,19 +94,28 @@ class _Builder:
         parts = self.steps[:loaded], self.steps[loaded:looped], self.steps[looped:]
         self.steps = [step for part in parts for step in synchronize(part)]
 
-    def code(self) -> bytes:
-        """The instructions, with the targets of branches and registers on some operands."""
+    def code(self) -> list[Instruction]:
+        """The instructions, with the targets of branches."""
         index = {id(step): i for i, step in enumerate(self.steps)}
-        words = []
+        code = []
         for step in self.steps:
             item = step.instruction
             if step.target is not None:
                 target = index[id(step.target)]
                 item = Instruction(item.op, {**item.fields, "target": target}, item.registers)
-            words.append(isa.encode(item))
-            if item.unit in isa.QUEUED and index[id(step)] > index[id(self.loop)]:
-                self._disguise(words[-1], item.registers)
-        return b"".join(word.to_bytes(4, "little") for item in words for word in item)
+            code.append(item)
+        return code
+
+    def disguised(self, image: bytes) -> bytes:
+        """The image with registers on some operands of its instructions."""
+        words = np.frombuffer(image, "<u4", len(self.steps) * isa.WORDS).reshape(-1, isa.WORDS)
+        code = words.tolist()
+        loop = next(i for i, step in enumerate(self.steps) if step is self.loop)
+        for step, item in zip(self.steps[loop + 1 :], code[loop + 1 :], strict=True):
+            if step.instruction.unit in isa.QUEUED:
+                self._disguise(item, step.instruction.registers)
+        raw = np.array(code, dtype="<u4").tobytes()
+        return raw + image[len(raw) :]
 
     def _disguise(self, words: list[int], taken: dict[int, int]) -> None:
         """Lets registers supply a part of some operand words."""
@@ -125,6 +146,9 @@ class _Builder:
             "table": self.words[LoadSpace.TABLE],
             "memory": 1 << 32,
         }[space]
+        if space == "memory":
+            part, first = offset_in_part(first)
+            space = f"memory {part}"
         first %= size
         stop = first + (rows - 1) * stride + count
         return Region(space, first, stop) if stop <= size else Region(space, 0, size)

@@ -18,7 +18,7 @@ ALLOWED = {
     "quant": {"core"},
     "compiler": {"core"},
     "sim": {"core", "compiler", "hdl"},
-    "boards": {"core", "hdl"},
+    "boards": {"core", "hdl", "compiler", "sim"},
 }
 # Nobody but these imports them when the module is loaded, or at all (torch: only quant ever does).
 OWNERS = {

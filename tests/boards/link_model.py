@@ -8,7 +8,12 @@ import random
 import zlib
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from systolith.config import Config
 from systolith.host_link import Identity
+from systolith.isa import ProgramError
+from systolith.sim.machine import GoldenMachine
 
 
 def identity(**changes: int | str) -> Identity:
@@ -164,3 +169,47 @@ class ModelLine:
 
     def close(self) -> None:
         self.waiting = b""
+
+
+class MachineBoard(ModelBoard):
+    """A ``ModelBoard`` with a machine behind the registers: the golden one, or a broken one.
+
+    ``machine``: what executes programs, made from configuration and memory.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        memory_bytes: int = 1 << 20,
+        machine: type[GoldenMachine] = GoldenMachine,
+        **changes: int | str,
+    ) -> None:
+        self.config, self.machine = config, machine
+        told = identity(
+            config_hash=config.hash, memory_bytes=memory_bytes, bus_bytes=config.bus_bytes,
+            block_bytes=memory_bytes, **changes,
+        )  # fmt: skip
+        super().__init__(told)
+        self.registers = {0: 0x5359_5354, 4: 0x0001_0000, 0xC: config.hash}
+
+    def _write(self, operation: int, address: int, data: bytes) -> bool:
+        good = super()._write(operation, address, data)
+        if operation == 4 and address == 0x10 and data[0] & 1:
+            self._run()
+        return good
+
+    def _run(self) -> None:
+        base = self.registers[0x20]
+        memory = np.frombuffer(self.memory, np.uint8).copy()[base:]
+        machine = self.machine(self.config, memory, self._mark)
+        self.registers |= {0x14: 0, 0x18: 0, 0x1C: 0, 0x2C: 0}
+        try:
+            machine.run()
+            self.registers[0x14] = 2
+        except ProgramError:
+            self.registers |= {0x14: 4, 0x18: 1, 0x1C: max(0, machine.executed - 1)}
+        self.memory[base:] = memory.tobytes()
+        self.registers[0x80] = machine.executed
+
+    def _mark(self, value: int) -> None:
+        self.registers[0x2C] = value

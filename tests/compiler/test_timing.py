@@ -18,7 +18,8 @@ from systolith.config import PRESETS, Config
 from systolith.errors import UserError
 from systolith.isa import Instruction, ProgramError, Unit, semaphore
 from systolith.program import Program
-from systolith.sim.machine_tb import MachineResult, MachineSim
+from systolith.sim.jobs import MachineResult
+from systolith.sim.machine_tb import MachineSim
 from systolith.sim.profile import prepare
 from systolith.sim.random_program import random_program
 from tests.compiler.test_decoder import random_graph

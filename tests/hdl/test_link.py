@@ -29,6 +29,7 @@ class Pipe(wiring.Component):
         super().__init__(
             {
                 "octets": In(stream.Signature(8)),
+                "build": In(64),
                 "answers": Out(stream.Signature(8)),
                 "lite": Out(AXI4Lite()),
                 "read": Out(AXI4Read(config)),
@@ -39,8 +40,9 @@ class Pipe(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         m.submodules.deframer = deframer = Deframer()
-        m.submodules.executor = executor = Executor(self.config, identity())
+        m.submodules.executor = executor = Executor(self.config, identity(build=0))
         m.submodules.framer = framer = Framer()
+        m.d.comb += executor.build.eq(self.build)
         connect(m, flipped(self.octets), deframer.octets)
         connect(m, deframer.contents, executor.contents)
         connect(m, executor.answers, framer.contents)
@@ -177,6 +179,7 @@ def test_answers_like_the_model(preset: str, idle: float, seed: int) -> None:
     found = bytearray()
 
     async def drive(ctx: Any) -> None:
+        ctx.set(dut.build, identity().build)
         for octet in b"".join(frames):
             while rng.random() < idle:
                 await ctx.tick()
@@ -219,7 +222,7 @@ def test_over_the_line(seed: int) -> None:
     """A few requests on the UART, answers checked octet by octet."""
     config = PRESETS["lean"]
     cycles = 4
-    dut = HostLink(config, identity(), cycles)
+    dut = HostLink(config, identity(build=0), cycles)
     rng = random.Random(seed)
     slaves = Slaves(dut, config, rng, 0.2)
     data = rng.randbytes(32) + b"\x7e\x7d\x7e\x7d"
@@ -236,6 +239,7 @@ def test_over_the_line(seed: int) -> None:
     found = []
 
     async def drive(ctx: Any) -> None:
+        ctx.set(dut.build, identity().build)
         for octet in octets:
             for bit in [0, *(octet >> i & 1 for i in range(8)), 1]:
                 ctx.set(dut.rx, bit)

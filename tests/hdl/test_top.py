@@ -11,8 +11,9 @@ from systolith.hdl.verilog import ports
 from systolith.isa import Instruction, LoadSpace, Unit, semaphore
 from systolith.program import Program
 from systolith.registers import Error
+from systolith.sim.jobs import Job, MachineResult
 from systolith.sim.machine import GoldenMachine
-from systolith.sim.machine_tb import Job, MachineResult, MachineSim
+from systolith.sim.machine_tb import MachineSim
 from systolith.sim.random_program import random_program
 from systolith.sim.scoreboard import compare
 

@@ -10,7 +10,8 @@ from systolith.config import PRESETS
 from systolith.isa import Instruction, Unit, semaphore
 from systolith.program import Program
 from systolith.sim.issue_trace import read_trace
-from systolith.sim.machine_tb import Job, MachineSim
+from systolith.sim.jobs import Job
+from systolith.sim.machine_tb import MachineSim
 
 LOAD_MATMUL = 1 << semaphore(Unit.LOAD, Unit.MATMUL)
 CODE = [

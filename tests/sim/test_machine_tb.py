@@ -10,7 +10,8 @@ from systolith.config import PRESETS
 from systolith.errors import UserError
 from systolith.program import Program, ProgramError
 from systolith.sim import machine_tb
-from systolith.sim.machine_tb import Job, MachineSim
+from systolith.sim.jobs import Job
+from systolith.sim.machine_tb import MachineSim
 
 
 def test_refusals() -> None:
