@@ -1,10 +1,9 @@
-"""A board of a few lines of Python, and a line that damages what goes over it.
+"""A board of a few lines of Python, and a line to it.
 
 The board is written from the text of ``core/host_link.py``, apart from RTL and host; the frames it
 makes and reads are those of the octets below, not of the module.
 """
 
-import random
 import zlib
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from systolith.config import Config
 from systolith.host_link import Identity
 from systolith.isa import ProgramError
 from systolith.sim.machine import GoldenMachine
+from tests.boards.noisy_line import NoisyLine
 
 
 def identity(**changes: int | str) -> Identity:
@@ -122,46 +122,17 @@ class ModelBoard:
         return True
 
 
-class ModelLine:
-    """A line to a ``ModelBoard``; ``flips``, ``drops``, ``doubles``: chances for each octet, both
-    ways, of a changed bit, of none, and of two. ``cut``: octets after which it is dead."""
+class PlainLine:
+    """A line to a ``ModelBoard``; nothing waiting is a time-out."""
 
-    def __init__(
-        self,
-        board: ModelBoard,
-        *,
-        flips: float = 0,
-        drops: float = 0,
-        doubles: float = 0,
-        cut: int = 1 << 60,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, board: ModelBoard) -> None:
         self.board = board
-        self.chances = flips, drops, doubles
-        self.left = cut
-        self.random = random.Random(seed)
         self.waiting = b""
         self.sent = 0
 
-    def _damaged(self, octets: bytes) -> bytes:
-        flips, drops, doubles = self.chances
-        found = bytearray()
-        for octet in octets:
-            if self.left <= 0:
-                break
-            self.left -= 1
-            if self.random.random() < drops:
-                continue
-            if self.random.random() < flips:
-                octet ^= 1 << self.random.randrange(8)
-            found.append(octet)
-            if self.random.random() < doubles:
-                found.append(octet)
-        return bytes(found)
-
     def write(self, octets: bytes) -> None:
         self.sent += len(octets)
-        self.waiting += self._damaged(self.board.octets(self._damaged(octets)))
+        self.waiting += self.board.octets(octets)
 
     def read(self, timeout: float) -> bytes:
         octets, self.waiting = self.waiting, b""
@@ -169,6 +140,11 @@ class ModelLine:
 
     def close(self) -> None:
         self.waiting = b""
+
+
+def model_line(board: ModelBoard, **faults: float) -> NoisyLine:
+    """A line to a ``ModelBoard`` with the faults of a ``NoisyLine``."""
+    return NoisyLine(PlainLine(board), **faults)
 
 
 class MachineBoard(ModelBoard):

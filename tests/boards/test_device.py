@@ -21,7 +21,7 @@ from systolith.sim.machine import GoldenMachine
 from systolith.sim.random_program import random_program
 from systolith.sim.workloads import llama
 from systolith.sim.writer import Request
-from tests.boards.link_model import MachineBoard, ModelLine
+from tests.boards.link_model import MachineBoard, model_line
 
 SMALL = Config(
     dim=4, lanes=2, bus_bytes=4, activation_rows=512, weight_rows=1024, accumulator_rows=128,
@@ -49,7 +49,7 @@ def model() -> Graph:
 
 
 def _device(board: MachineBoard, config: Config | None = SMALL, **faults: float) -> Device:
-    return Device(Link(ModelLine(board, **faults)), config)
+    return Device(Link(model_line(board, **faults)), config)
 
 
 def test_a_program_with_everything() -> None:
@@ -69,10 +69,10 @@ def test_constants_are_sent_once(model: Graph) -> None:
     request = Request(prompt=[1, 2, 3], tokens=4)
     sent = []
     for _ in range(2):
-        before = device.link.line.sent
+        before = device.link.line.line.sent
         made = machine_text(program, request, device)
         compare(made, integer_text(model, request, context=16))
-        sent.append(device.link.line.sent - before)
+        sent.append(device.link.line.line.sent - before)
     assert sent[0] > len(program.image) > 10 * sent[1]
 
 
@@ -104,7 +104,7 @@ def test_sessions_and_bad_lines(model: Graph, monkeypatch: pytest.MonkeyPatch) -
     from systolith.session import Session
 
     board = MachineBoard(SMALL)
-    line = ModelLine(board, flips=2e-4, drops=2e-4, doubles=2e-4, seed=5)
+    line = model_line(board, flips=2e-4, drops=2e-4, doubles=2e-4, seed=5)
     monkeypatch.setattr("systolith.boards.device.SerialLine", lambda port, baud: line)
     artifact = SimpleNamespace(graph=model, tokenizer=b"")
     session = Session(artifact, SMALL, "board", port="/dev/board")

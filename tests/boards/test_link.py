@@ -5,7 +5,7 @@ import pytest
 from systolith.boards.link import Link
 from systolith.boards.serial_line import LinkError, SerialLine
 from systolith.host_link import IDENTITY_BYTES, Deframer, Identity, frame
-from tests.boards.link_model import ModelBoard, ModelLine, identity, unframed
+from tests.boards.link_model import ModelBoard, PlainLine, identity, model_line, unframed
 
 
 def test_identity_there_and_back() -> None:
@@ -33,7 +33,7 @@ def test_frames_agree_with_the_model(seed: int) -> None:
 
 def test_a_good_line() -> None:
     board = ModelBoard()
-    line = ModelLine(board)
+    line = model_line(board)
     link = Link(line)
     assert link.identity == board.identity
     data = bytes(range(256)) * 13 + b"last"
@@ -46,9 +46,9 @@ def test_a_good_line() -> None:
     assert link.read_registers(0x1C, 3) == [0, 0xDEADBEEF, 0]
     assert link.resent == 0
     # Six per cent beyond the bytes themselves, escapes included, is what 1 Mbaud can afford.
-    before = line.sent
+    before = line.line.sent
     link.write_memory(0, b"\x55" * 4096)
-    assert line.sent - before <= 4096 * 1.04
+    assert line.line.sent - before <= 4096 * 1.04
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_bad_line(faults: dict[str, float], seed: int) -> None:
 
     rng = random.Random(seed)
     board = ModelBoard()
-    link = Link(ModelLine(board, seed=seed, **faults), patience=60)
+    link = Link(model_line(board, seed=seed, **faults), patience=60)
     memory = bytearray(4096)
     asked = []
     for number in range(60):
@@ -83,29 +83,29 @@ def test_a_bad_line(faults: dict[str, float], seed: int) -> None:
 
 def test_a_cable_pulled_in_the_middle() -> None:
     board = ModelBoard()
-    link = Link(ModelLine(board, cut=3000), patience=0.3)
+    link = Link(model_line(board, cut=3000), patience=0.3)
     with pytest.raises(LinkError, match=r"stopped answering \(\d of 8 requests done\)"):
         link.write_memory(0, b"\x11" * 4096)
 
 
 def test_no_board_another_device_and_another_protocol() -> None:
     with pytest.raises(LinkError, match="No board answers"):
-        Link(ModelLine(ModelBoard(), cut=0), patience=0.1)
+        Link(model_line(ModelBoard(), cut=0), patience=0.1)
 
-    class Echo(ModelLine):
+    class Echo(PlainLine):
         def write(self, octets: bytes) -> None:
             self.waiting += octets
 
     with pytest.raises(LinkError, match="No board answers"):
         Link(Echo(ModelBoard()), patience=0.1)
     with pytest.raises(LinkError, match="speaks protocol 9"):
-        Link(ModelLine(ModelBoard(identity(protocol=9))))
+        Link(model_line(ModelBoard(identity(protocol=9))))
 
 
 def test_addresses_without_memory() -> None:
     """The link goes on after the error."""
     board = ModelBoard()
-    link = Link(ModelLine(board))
+    link = Link(model_line(board))
     with pytest.raises(LinkError, match=r"nothing at 0x1000 \(read memory of 512 bytes"):
         link.read_memory(0x1000, 4096)
     with pytest.raises(LinkError, match="nothing at 0x1000"):
