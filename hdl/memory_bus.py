@@ -252,9 +252,10 @@ class MemoryBus(wiring.Component):
 
     Bursts are let through one a cycle, masters in turn, reads beside writes, and answered in that
     order. A beat a cycle on every channel, without a gap between bursts, whoever sent them (but for
-    a cycle behind single-beat writes that follow a long one). Up to ``IN_FLIGHT`` bursts and a few are under way in each direction. A master must take what it has
-    asked for, and give the data of a write whose AW was taken, without waiting for anything else of
-    its own: all others wait behind it.
+    a cycle behind single-beat writes that follow a long one). Up to ``IN_FLIGHT`` bursts and a few
+    are under way in each direction. A master must take what it has asked for, and give the data of
+    a write whose AW was taken, without waiting for anything else of its own: all others wait behind
+    it.
 
     A burst outside of all regions, or none of full-width INCR beats, is answered with DECERR, beat
     by beat. Bursts do not cross 4 KiB, so that none is in two regions. Memories see addresses that
