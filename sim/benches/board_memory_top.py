@@ -5,8 +5,17 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from systolith.config import Config
-from systolith.hdl.axi import AXI4Read, AXI4Write, connect_flat, flat_members
+from systolith.hdl.axi import (
+    AXI4Lite,
+    AXI4Read,
+    AXI4Write,
+    attach_flat,
+    connect_flat,
+    flat_members,
+    flat_ports,
+)
 from systolith.hdl.memory_bus import MemoryBus
+from systolith.hdl.top import Systolith
 
 
 def sdram_pins(memory) -> dict[str, wiring.Member]:
@@ -70,6 +79,41 @@ class FlatBus(wiring.Component):
             wiring.connect(m, bus.read_slaves[number], memory.read)
             wiring.connect(m, bus.write_slaves[number], memory.write)
             connect_pins(m, self, memory)
+        return m
+
+
+class MachineOnBus(wiring.Component):
+    """A machine on a ``MemoryBus`` with a host beside it, whose port is ``s0_axi_*``.
+
+    ``memories``: as in ``FlatBus``. The registers are at ``s_axil_*``.
+    """
+
+    def __init__(self, config: Config, memories: list) -> None:
+        self.config = config
+        self.memories = memories
+        lite = flat_members("s_axil", AXI4Lite().flip())
+        members = {**_ports(config, 0), **lite, "irq": Out(1)}
+        for _, _, memory in memories:
+            members |= sdram_pins(memory)
+        super().__init__(members)
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.machine = machine = Systolith(self.config)
+        m.submodules.memories = memories = FlatBus(self.config, 2, self.memories)
+        lite = attach_flat(m, machine, "s_axil", AXI4Lite().flip())
+        connect_flat(m, self, "s_axil", lite)
+        m.d.comb += self.irq.eq(machine.irq)
+        for signature in (AXI4Read(self.config), AXI4Write(self.config)):
+            for port, inner in zip(
+                flat_ports("m_axi", signature), flat_ports("s1_axi", signature), strict=True
+            ):
+                ours, theirs = getattr(machine, port.name), getattr(memories, inner.name)
+                m.d.comb += theirs.eq(ours) if port.flow is Out else ours.eq(theirs)
+        for name, member in _ports(self.config, 0).items():
+            ours, theirs = getattr(self, name), getattr(memories, name)
+            m.d.comb += ours.eq(theirs) if member.flow is Out else theirs.eq(ours)
+        connect_pins(m, self, memories)
         return m
 
 
