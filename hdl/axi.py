@@ -161,6 +161,23 @@ def connect_flat(m: Module, top: wiring.Component, prefix: str, inner) -> None:
             m.d.comb += port.of(inner).eq(outer)
 
 
+def attach_flat(
+    m: Module, inside: wiring.Component, prefix: str, signature: wiring.Signature
+) -> wiring.PureInterface:
+    """The flat ports of ``inside``, a submodule, as an AXI interface: its master for ``AXI4Read``.
+
+    ``signature`` is the one that the ports were made with, in the direction of ``inside``.
+    """
+    interface = signature.create(path=(prefix,))
+    for port in flat_ports(prefix, signature):
+        flat = getattr(inside, port.name)
+        if port.flow is Out:
+            m.d.comb += port.of(interface).eq(flat)
+        else:
+            m.d.comb += flat.eq(port.of(interface))
+    return interface
+
+
 # Reads inside the machine.
 
 
