@@ -1,0 +1,56 @@
+"""What the presets take on each family, to suggest one that fits; and the check that a design does.
+
+The table was measured: yosys 0.55 with the script of the family (``Family.synthesis``) on the bare
+machine of a preset behind the shift register of ``ecp5.wrap``, cells counted by ``Family.count``.
+``tests/boards/test_sizes.py`` (slow) measures it again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from systolith.boards.board import Board
+from systolith.boards.family import Usage
+from systolith.config import PRESETS
+from systolith.errors import UserError
+
+MEASURED: Mapping[tuple[str, str], tuple[int, Usage]] = {}
+"""(family, preset) → hash of the preset's configuration when it was measured, and its size."""
+
+
+def excess(usage: Usage, capacity: Usage) -> Usage:
+    """How much more is used than there is."""
+    there = asdict(capacity)
+    return Usage(**{name: max(0, used - there[name]) for name, used in asdict(usage).items()})
+
+
+def fitting_presets(board: Board) -> list[str]:
+    """Presets whose bare machine fits the board's device, as far as they were measured."""
+    capacity = board.family.devices[board.device]
+    found = []
+    for preset, config in PRESETS.items():
+        measured, usage = MEASURED.get((board.family.name, preset), (None, Usage()))
+        if measured == config.hash and excess(usage, capacity) == Usage():
+            found.append(preset)
+    return found
+
+
+def check_fits(board: Board, usage: Usage, what: str) -> None:
+    """Raises ``UserError`` for a design that is larger than the device, with what and how much is
+    missing and which preset fits. ``what``: the configuration that was built."""
+    capacity = asdict(board.family.devices[board.device])
+    over = {name: n for name, n in asdict(excess(usage, Usage(**capacity))).items() if n}
+    if not over:
+        return
+    needs = ", ".join(
+        f"{asdict(usage)[name]:,} {board.family.units[name]} of {capacity[name]:,} "
+        f"({too_many:,} too many)"
+        for name, too_many in over.items()
+    )
+    presets = [preset for preset in fitting_presets(board) if preset != what]
+    advice = f"use --preset {presets[-1]}" if presets else (
+        "no preset fits; name a smaller configuration (a JSON file) with --preset"
+    )  # fmt: skip
+    raise UserError(
+        f"The configuration {what} does not fit {board.name} ({board.device}): it needs {needs}; "
+        f"{advice}"
+    )
