@@ -21,5 +21,5 @@ BOARD = Board(
     preset="tiny",
     wanted_mhz=25,
     memory_bytes=64 << 10,
-    loader=("-c", "dirtyJtag"),
+    loader=("-b", "olimex_gatemateevb"),
 )

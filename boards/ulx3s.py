@@ -21,7 +21,7 @@ BOARD = Board(
     }),
     preset="lean",
     wanted_mhz=80,
-    memory_bytes=128 << 10,
+    memory_bytes=256 << 10,
     loader=("-b", "ulx3s"),
     sdram=Sdram("32 MB SDR, 16 bits", rows_log2=13, columns_log2=9, banks_log2=2, data_bits=16),
 )  # fmt: skip
