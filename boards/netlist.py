@@ -17,17 +17,26 @@ TOP_BLOCK = "top"
 """Of what lies in no instance."""
 
 
-def path_of(name: str, depth: int = DEPTH) -> str | None:
+def path_of(name: str, depth: int = DEPTH, scopes: frozenset[str] = frozenset()) -> str | None:
     """The block of a cell or net, or ``None`` for a name that a tool made up.
 
-    The last part of a hierarchical name is the cell's own; behind a ``$`` is what a tool appended.
+    ``scopes``: the paths of all instances; without them the last part of a name is taken for the
+    cell's own, which it is not where the cell is a field of a structure. Behind a ``$`` is what a
+    tool appended.
     """
-    name = name.lstrip("\\")
-    written = re.sub(r"\$.*", "", name)
+    written = re.sub(r"\$.*", "", name.lstrip("\\"))
     if not written:
         return None
-    path = written.split(".")[:-1][:depth]
-    return ".".join(path) or TOP_BLOCK
+    parts = written.split(".")[:-1]
+    while scopes and parts and ".".join(parts) not in scopes:
+        parts.pop()
+    return ".".join(parts[:depth]) or TOP_BLOCK
+
+
+def scopes_of(netlist: dict) -> frozenset[str]:
+    """The paths of the instances that yosys has flattened, where it has left them."""
+    cells = netlist["cells"].items()
+    return frozenset(name for name, cell in cells if cell["type"] == "$scopeinfo")
 
 
 def cell_types(netlist: dict) -> Counter[str]:
@@ -49,9 +58,10 @@ def usage_by_block(
 
 def blocks_of_cells(netlist: dict, depth: int = DEPTH) -> dict[str, str]:
     """The block of every cell of a netlist."""
+    scopes = scopes_of(netlist)
     named: dict[int, str] = {}
     for name, net in netlist["netnames"].items():
-        path = None if net.get("hide_name") else path_of(name, depth)
+        path = None if net.get("hide_name") else path_of(name, depth, scopes)
         for bit in net["bits"] if path is not None else ():
             # The deepest of a net's names: the others are ports on the way to it.
             if path.count(".") >= named.get(bit, "").count("."):
@@ -68,7 +78,7 @@ def blocks_of_cells(netlist: dict, depth: int = DEPTH) -> dict[str, str]:
             else:
                 outputs[name] += [bit for bit in bits if isinstance(bit, int)]
         names = [named[bit] for bit in outputs[name] if bit in named]
-        own = path_of(name, depth)
+        own = path_of(name, depth, scopes)
         if own is not None and own != TOP_BLOCK:
             blocks[name] = own
         elif names:
