@@ -187,11 +187,19 @@ def _attempt(
     design = json.loads((folder / "yosys.json").read_text())
     netlist = design["modules"][TOP]
     usage = family.count(reading.cell_types(netlist))
-    check_fits(board, usage, preset or f"of D = {config.dim}")
+    what = preset or f"of D = {config.dim}"
+    check_fits(board, usage, what)
     family.prepare(netlist, board.device)
     (folder / "netlist.json").write_text(json.dumps(design))
     step("nextpnr")
-    placing = run(family.place_and_route(board, seed, aim), folder / "nextpnr.log")
+    try:
+        placing = run(family.place_and_route(board, seed, aim), folder / "nextpnr.log")
+    except ToolError:
+        # What yosys counts can fit where what nextpnr makes of it does not.
+        packed = reading.utilization((folder / "nextpnr.log").read_text(errors="replace"))
+        if packed:
+            check_fits(board, family.count_report(packed, "used"), what)
+        raise
     family.check_place_and_route(placing, clock)
     report = json.loads((folder / "report.json").read_text())
     if math.isinf(reading.fmax_mhz(report)):

@@ -1,7 +1,7 @@
 """Lattice Nexus (CrossLink-NX): yosys, nextpnr-nexus, prjoxide.
 
-Its PLL has a dozen analog parameters that depend on the frequencies and that Lattice's tools alone
-know, so boards of this family run at the frequency of their oscillator.
+Its PLL has analog parameters that depend on the frequencies and are not documented, so boards of
+this family run at the frequency of their oscillator.
 """
 
 from collections.abc import Iterator, Mapping

@@ -114,6 +114,13 @@ def multipliers_per_element(netlist: dict, multipliers: tuple[str, ...]) -> int:
     return max(elements.values(), default=0)
 
 
+def utilization(log: str) -> dict[str, dict[str, int]]:
+    """The table of cells in nextpnr's log, as its report has it: it is there even if it then fails
+    for want of room."""
+    rows = re.findall(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", log, re.MULTILINE)
+    return {name: {"used": int(used), "available": int(there)} for name, used, there in rows}
+
+
 def fmax_mhz(report: dict) -> float:
     """The slowest clock that nextpnr reached, in MHz; infinite if no path has a clock."""
     return min((c["achieved"] for c in report["fmax"].values()), default=float("inf"))

@@ -34,11 +34,15 @@ def _table(title: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> 
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def boards(as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="A JSON list.")
+@click.option("--names", is_flag=True, help="Names alone, one a line.")
+def boards(as_json: bool, names: bool) -> None:
     """List the boards that bitstreams can be built for."""
-    from systolith.boards.catalog import all_boards
+    from systolith.boards.catalog import NAMES, all_boards
 
+    if names:
+        click.echo("\n".join(NAMES))
+        return
     found = [
         {
             "board": board.name,

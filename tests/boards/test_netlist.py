@@ -10,6 +10,7 @@ from systolith.boards.netlist import (
     multipliers_per_element,
     path_of,
     usage_by_block,
+    utilization,
 )
 
 
@@ -129,3 +130,17 @@ def test_memories_of_every_family() -> None:
     )
     kinds = ["block", "spram", "lut", "block", "spram", "lut", "block", "ff"]
     assert list(memory_mapping(log).values()) == kinds
+
+
+def test_the_table_in_a_log() -> None:
+    log = (
+        "Info: Device utilisation:\n"
+        "Info: \t              CPE_LT:   67567/  40960   164%\n"
+        "Info: \t            RAM_HALF:      56/     64    87%\n"
+        "ERROR: Unable to place cell\n"
+    )
+    assert utilization(log) == {
+        "CPE_LT": {"used": 67567, "available": 40960},
+        "RAM_HALF": {"used": 56, "available": 64},
+    }
+    assert utilization("ERROR: no such file") == {}

@@ -50,13 +50,22 @@ def parity(value: int) -> int:
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_the_pins_of_a_board(name: str) -> None:
-    board = find_board(name)
+    check_pins(find_board(name), through=False)
+
+
+def test_a_clock_that_goes_through() -> None:
+    """The bench drives the pin at the frequency of the PLL's output."""
+    check_pins(find_board("ulx3s"), through=True)
+
+
+def check_pins(board: Board, through: bool) -> None:
     clock = board.family.clock(board.clock_mhz, 61)
     text = top_verilog(board, Probe, PRESETS["tiny"], clock, HASH)
     model = PRIMITIVES / f"{board.family.name}.v"
     sources = [PRIMITIVES / "pll.v", *([model] if model.exists() else [])]
-    made = build(text + bench_verilog(board), "bench", sources=sources)
-    period = Fraction(10**12) / clock.input_hz
+    defines = {"SYSTOLITH_PLL_THROUGH": 1} if through else {}
+    made = build(text + bench_verilog(board), "bench", sources=sources, defines=defines)
+    period = Fraction(10**12) / (clock.hz if through else clock.input_hz)
     result = runner.run(
         made,
         str(BENCH),
