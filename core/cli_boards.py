@@ -104,10 +104,15 @@ def build(
     config = load_config(preset)
     from systolith.boards import build as building
 
+    core: Any
     if echo:
-        from systolith.boards.echo import Echo as core
+        from systolith.boards.echo import Echo
+
+        core = Echo
     else:
-        from systolith.hdl.board_core import BoardCore as core
+        from systolith.hdl.board_core import BoardCore
+
+        core = BoardCore
 
     report = building.build(
         board,
