@@ -33,20 +33,20 @@ class Pin:
         return len(self.locations)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sdram:
-    """A single-data-rate SDRAM: ``rows_log2`` address bits of a row, ``columns_log2`` of a column,
-    ``banks_log2`` of a bank, words of ``data_bits``."""
+    """A single-data-rate SDRAM: ``rows`` of a bank, words of ``data_bits`` in ``columns`` of a row.
+    All but ``data_bits`` are powers of two."""
 
-    part: str
-    rows_log2: int
-    columns_log2: int
-    banks_log2: int
+    name: str
+    rows: int
+    columns: int
+    banks: int
     data_bits: int
 
     @property
     def bytes(self) -> int:
-        return self.data_bits // 8 << (self.rows_log2 + self.columns_log2 + self.banks_log2)
+        return self.rows * self.columns * self.banks * self.data_bits // 8
 
 
 @dataclass(frozen=True, kw_only=True)

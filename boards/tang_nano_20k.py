@@ -33,6 +33,5 @@ BOARD = Board(
     wanted_mhz=27,
     memory_bytes=16 << 10,
     loader=("-b", "tangnano20k"),
-    sdram=Sdram("8 MB SDR in package, 32 bits", rows_log2=11, columns_log2=8, banks_log2=2,
-                data_bits=32),
+    sdram=Sdram(name="8 MB in the package", rows=2048, columns=256, banks=4, data_bits=32),
 )  # fmt: skip

@@ -23,5 +23,5 @@ BOARD = Board(
     wanted_mhz=80,
     memory_bytes=256 << 10,
     loader=("-b", "ulx3s"),
-    sdram=Sdram("32 MB SDR, 16 bits", rows_log2=13, columns_log2=9, banks_log2=2, data_bits=16),
+    sdram=Sdram(name="32 MB, 16 bits", rows=8192, columns=512, banks=4, data_bits=16),
 )  # fmt: skip

@@ -110,9 +110,9 @@ def build(
 
         core = Echo
     else:
-        from systolith.hdl.board_core import BoardCore
+        from systolith.boards.core import machine_core
 
-        core = BoardCore
+        core = machine_core
 
     report = building.build(
         board,

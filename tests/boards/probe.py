@@ -17,7 +17,7 @@ class Probe(wiring.Component):
             members |= {f"sdram_{n}": Out(1) for n in ("cke", "cs_n", "ras_n", "cas_n", "we_n")}
             members |= {
                 "sdram_dqm": Out(self.sdram.data_bits // 8), "sdram_ba": Out(2),
-                "sdram_a": Out(self.sdram.rows_log2), "sdram_dq_o": Out(self.sdram.data_bits),
+                "sdram_a": Out(range(self.sdram.rows)), "sdram_dq_o": Out(self.sdram.data_bits),
                 "sdram_dq_oe": Out(1), "sdram_dq_i": In(self.sdram.data_bits),
             }  # fmt: skip
         super().__init__(members)

@@ -68,8 +68,8 @@ def test_a_board_is_complete(board: Board) -> None:
         assert not set(SDRAM_PINS) & set(pins)
         return
     assert set(SDRAM_PINS) <= set(pins)
-    assert pins["sdram_a"].width == board.sdram.rows_log2
-    assert pins["sdram_ba"].width == board.sdram.banks_log2
+    assert 1 << pins["sdram_a"].width == board.sdram.rows
+    assert 1 << pins["sdram_ba"].width == board.sdram.banks
     assert pins["sdram_dq"].width == board.sdram.data_bits == 8 * pins["sdram_dqm"].width
     assert pins["sdram_dq"].direction == "inout"
     # The names say what is active low; nothing is inverted a second time.
