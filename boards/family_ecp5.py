@@ -132,11 +132,14 @@ class Ecp5(Family):
             "ICP_CURRENT": "12", "LPF_RESISTOR": "8", "MFG_ENABLE_FILTEROPAMP": "1",
             "MFG_GMCREF_SEL": "2",
         }  # fmt: skip
-        zeros = ("RST", "STDBY", "PHASESEL0", "PHASESEL1", "PHASEDIR", "PHASESTEP", "PHASELOADREG")
+        # What is not used, tied as ecppll ties it.
+        zeros = ("RST", "STDBY", "PHASESEL0", "PHASESEL1", "PLLWAKESYNC", "ENCLKOP")
+        ones = ("PHASEDIR", "PHASESTEP", "PHASELOADREG")
         return {
             **{f"p_{name}": value for name, value in parameters.items()},
             **{f"a_{name}": value for name, value in attributes.items()},
-            **{f"i_{name}": 0 for name in (*zeros, "PLLWAKESYNC", "ENCLKOP", "ENCLKOS")},
+            **{f"i_{name}": 0 for name in zeros},
+            **{f"i_{name}": 1 for name in ones},
             "i_CLKI": pin, "i_CLKFB": feedback,
             "o_CLKOP": feedback, "o_CLKOS": output, "o_LOCK": locked,
         }  # fmt: skip

@@ -12,7 +12,7 @@ module EHXPLLL #(
   parameter FEEDBK_PATH = "CLKOP"
 ) (
   input wire CLKI, CLKFB, RST, STDBY, PHASESEL0, PHASESEL1, PHASEDIR, PHASESTEP, PHASELOADREG,
-  input wire PLLWAKESYNC, ENCLKOP, ENCLKOS,
+  input wire PLLWAKESYNC, ENCLKOP,
   output wire CLKOP, CLKOS, LOCK
 );
   localparam integer VCO = CLKFB_DIV * CLKOP_DIV;

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from fractions import Fraction
 
 import pytest
@@ -12,6 +13,7 @@ from systolith.boards.family_gatemate import GateMate
 from systolith.boards.family_gowin import Gowin
 from systolith.boards.family_ice40 import Ice40
 from systolith.boards.family_nexus import Nexus
+from systolith.boards.tools import run, tool
 from systolith.errors import UserError
 
 MHZ = 10**6
@@ -96,6 +98,21 @@ def test_ecp5_settings_are_legal() -> None:
             # What is fed back has the phase detector's frequency.
             assert vco / p["CLKOP_DIV"] / p["CLKFB_DIV"] == feedback
             assert clock.hz == vco / p["CLKOS_DIV"] <= exact_hz(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", [61.25, 77.5, 50, 40])
+def test_ecppll_finds_the_same(wanted: float, tmp_path) -> None:
+    """Project Trellis's own tool, for clocks that can be met exactly."""
+    log = run([tool("yowasp-ecppll"), "-i", "25", "-o", str(wanted), "--highres"], tmp_path / "log")
+    theirs = {
+        name: int(re.search(rf"{text} divisor: (\d+)", log)[1])
+        for name, text in {"CLKI_DIV": "Refclk", "CLKFB_DIV": "Feedback", "CLKOS_DIV": "clkout1",
+                           "CLKOP_DIV": "clkout0"}.items()
+    }  # fmt: skip
+    ours = Ecp5().clock(25, wanted)
+    vco = 25 * theirs["CLKFB_DIV"] * theirs["CLKOP_DIV"] / Fraction(theirs["CLKI_DIV"])
+    assert ours.hz == vco / theirs["CLKOS_DIV"] * MHZ
 
 
 def test_ice40_filter_follows_the_phase_detector() -> None:
