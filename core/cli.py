@@ -26,6 +26,9 @@ COMMANDS = {
     "report": "cli_report",
     "rtl": "cli_hardware",
     "synth": "cli_hardware",
+    "boards": "cli_boards",
+    "build": "cli_boards",
+    "program": "cli_boards",
     "bench": "cli_bench",
     "explore": "cli_explore",
 }

@@ -24,15 +24,19 @@ FORMAT = "systolith-manifest"
 VERSION = 1
 
 
-def to_verilog(component: Any, name: str) -> str:
-    """Verilog text of a component; the top module is ``name``, its ports the signature's.
+def to_verilog(component: Any, name: str, ports: dict[str, Any] | None = None) -> str:
+    """Verilog text of a component; the top module is ``name``, its ports the signature's, or those
+    of ``ports`` by name, each going the way it is used.
 
     The text is the same in every run (no source locations), so that its hash can be a cache key.
     Memories that start as zeros get no initial contents: they are zero in FPGAs and under Verilator
     anyway, and writing the zeros down takes minutes for the megabytes of a large machine.
     """
     with _without_zeros():
-        return verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+        directed = None if ports is None else {port: (ports[port], None) for port in ports}
+        return verilog.convert(
+            component, name=name, ports=directed, emit_src=False, strip_internal_attrs=True
+        )
 
 
 @contextmanager

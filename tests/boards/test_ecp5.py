@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from systolith.boards import ecp5
-from systolith.boards.ecp5 import ToolError, memory_mapping, synthesize, wrap
+from systolith.boards.ecp5 import synthesize, wrap
+from systolith.boards.memories import memory_mapping
+from systolith.boards.tools import ToolError, run
 
 COUNTER = """
 module counter(input clk, input rst, input [3:0] step, output [7:0] total);
@@ -50,14 +51,14 @@ def test_a_failing_tool_is_quoted(tmp_path):
     log = tmp_path / "log"
     script = "import sys; print('ERROR: no such thing'); sys.exit(1)"
     with pytest.raises(ToolError, match="failed: ERROR: no such thing"):
-        ecp5._run([sys.executable, "-c", script], log)
+        run([sys.executable, "-c", script], log)
     assert Path(log).read_text() == "ERROR: no such thing\n"
 
 
 def test_a_crashing_tool_is_quoted_by_its_assertion(tmp_path):
     script = "import sys; print('Assertion failed: a < b'); print('  frame 1'); sys.exit(134)"
     with pytest.raises(ToolError, match=r"failed: Assertion failed: a < b$"):
-        ecp5._run([sys.executable, "-c", script], tmp_path / "log")
+        run([sys.executable, "-c", script], tmp_path / "log")
 
 
 @pytest.mark.slow
