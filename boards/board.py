@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from systolith.errors import UserError
+from systolith.hdl.sdram_chip import SdramChip
 
 if TYPE_CHECKING:
     from systolith.boards.family import Family
@@ -31,22 +32,6 @@ class Pin:
     @property
     def width(self) -> int:
         return len(self.locations)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sdram:
-    """A single-data-rate SDRAM: ``rows`` of a bank, words of ``data_bits`` in ``columns`` of a row.
-    All but ``data_bits`` are powers of two."""
-
-    name: str
-    rows: int
-    columns: int
-    banks: int
-    data_bits: int
-
-    @property
-    def bytes(self) -> int:
-        return self.rows * self.columns * self.banks * self.data_bits // 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +62,7 @@ class Board:
     """Block memory (or SPRAM) beside the machine, for model and data."""
     loader: tuple[str, ...]
     """Arguments of openFPGALoader that find the board; the bitstream is added."""
-    sdram: Sdram | None = None
+    sdram: SdramChip | None = None
     notes: str = ""
 
     @cached_property
@@ -159,5 +144,5 @@ def memory_map(board: Board) -> list[dict[str, int | str]]:
     """What the machine and the host see: block memory at 0, the SDRAM right behind it."""
     found: list[dict[str, int | str]] = [{"name": "block", "base": 0, "bytes": board.memory_bytes}]
     if board.sdram is not None:
-        found.append({"name": "sdram", "base": board.memory_bytes, "bytes": board.sdram.bytes})
+        found.append({"name": "sdram", "base": board.memory_bytes, "bytes": board.sdram.size_bytes})
     return found

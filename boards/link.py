@@ -183,7 +183,8 @@ class Link:
             under_way = sum(
                 len(item.payload) + item.answer_bytes + 24 for item in requests[first:sent]
             )
-            usual = 0.3 + 3 * under_way * self._octet_s
+            # At least a few attempts, however slow the line seems to be.
+            usual = min(0.3 + 3 * under_way * self._octet_s, self.patience / 5)
             asked = time.monotonic()
             content = self._content(max(wait, usual))
             if content is None:
@@ -193,7 +194,7 @@ class Link:
                         "check cable and power, and start again"
                     )
                 self.resent += sent - first
-                sent, again, wait = first, True, min(2 * max(wait, usual), 8 * usual)
+                sent, again, wait = first, True, min(2 * max(wait, usual), self.patience / 3)
                 continue
             operation, number = content[0], content[1]
             if operation == Operation.REFUSED | ANSWER:

@@ -3,8 +3,9 @@
 The package holds an SDRAM of 64 Mbit whose pads Apicula's database lists.
 """
 
-from systolith.boards.board import Board, Pin, Sdram
+from systolith.boards.board import Board, Pin
 from systolith.boards.family_gowin import Gowin, embedded_sdram
+from systolith.hdl.sdram_chip import TANG_NANO_20K_SDRAM
 
 _IO = (("IO_TYPE", "LVCMOS33"),)
 
@@ -33,5 +34,5 @@ BOARD = Board(
     wanted_mhz=27,
     memory_bytes=16 << 10,
     loader=("-b", "tangnano20k"),
-    sdram=Sdram(name="8 MB in the package", rows=2048, columns=256, banks=4, data_bits=32),
+    sdram=TANG_NANO_20K_SDRAM,
 )  # fmt: skip

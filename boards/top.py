@@ -33,7 +33,8 @@ A component in the domain ``sync`` (synchronous reset) with the ports ``uart_rx`
 synchronized), ``uart_tx`` (out), ``leds`` (out, two or more, 1 is lit: ready, busy, error). Where
 the board has an SDRAM the core may have ``sdram_cke``, ``sdram_cs_n``, ``sdram_ras_n``,
 ``sdram_cas_n``, ``sdram_we_n``, ``sdram_dqm``, ``sdram_ba``, ``sdram_a``, ``sdram_dq_o``,
-``sdram_dq_oe`` (one bit, out) and ``sdram_dq_i`` (in); without them the SDRAM stays deselected.
+``sdram_dq_oe`` (one bit, out) and ``sdram_dq_i`` (in, sampled at the falling edge: ``capture`` of
+``SdramData`` is 1); without them the SDRAM stays deselected.
 ``build_hash`` (in, 64 bits), if it has it, is the hash of the build.
 """
 
@@ -118,7 +119,19 @@ class BoardTop(Elaboratable):
             idle = Const(int(name.endswith("_n")))
             m.d.comb += self._pin(name).eq(getattr(core, name) if used else idle)
         if used:
-            m.d.comb += [o.eq(core.sdram_dq_o), oe.eq(core.sdram_dq_oe), core.sdram_dq_i.eq(i)]
+            # A word comes with the falling edge of our clock at the chip, 3 ns later for the way out;
+            # 6 ns for its access and 2 ns for the way back later it is here, until as long behind
+            # the next edge. The next falling edge but one is in the middle of that from 50 to 100
+            # MHz; the rising ones are not.
+            m.domains.falling = ClockDomain(local=True, reset_less=True, clk_edge="neg")
+            sampled = Signal(len(pad), reset_less=True)
+            m.d.falling += sampled.eq(i)
+            m.d.comb += [
+                ClockSignal("falling").eq(clock),
+                o.eq(core.sdram_dq_o),
+                oe.eq(core.sdram_dq_oe),
+                core.sdram_dq_i.eq(sampled),
+            ]
         for bit in range(len(pad)):
             primitive, ports = board.family.output_buffer(
                 "tristate", o=o[bit], oe=oe, i=i[bit], pad=pad[bit]

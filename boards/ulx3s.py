@@ -1,7 +1,8 @@
 """Radiona ULX3S with an LFE5U-85F; pins from amaranth-boards."""
 
-from systolith.boards.board import Board, Sdram, amaranth_pins, amaranth_sdram
+from systolith.boards.board import Board, amaranth_pins, amaranth_sdram
 from systolith.boards.family_ecp5 import Ecp5
+from systolith.hdl.sdram_chip import ULX3S_SDRAM
 
 BOARD = Board(
     name="ulx3s",
@@ -23,5 +24,5 @@ BOARD = Board(
     wanted_mhz=80,
     memory_bytes=256 << 10,
     loader=("-b", "ulx3s"),
-    sdram=Sdram(name="32 MB, 16 bits", rows=8192, columns=512, banks=4, data_bits=16),
+    sdram=ULX3S_SDRAM,
 )  # fmt: skip

@@ -29,6 +29,8 @@ COMMANDS = {
     "boards": "cli_boards",
     "build": "cli_boards",
     "program": "cli_boards",
+    "selftest": "cli_selftest",
+    "simulate": "cli_selftest",
     "bench": "cli_bench",
     "explore": "cli_explore",
 }

@@ -76,7 +76,8 @@ class SimulatedBoard:
     """Runs the simulation while the ``with`` block lasts; its value is the path of the port.
 
     ``sources``: Verilog files of what the top and ``pins.extra`` need. ``counts``: octets over the
-    line, when it has ended. Raises ``BenchFailure`` where the simulation does not start.
+    line, when it has ended. Raises ``BenchFailure`` where the simulation does not start, and in the
+    end if it has failed meanwhile, for instance because a rule of the SDRAM was broken.
     """
 
     def __init__(
@@ -117,6 +118,10 @@ class SimulatedBoard:
         Path(self._folder.name, STOP).touch()
         self._thread.join()
         self._folder.cleanup()
+        if not self._told.empty():
+            failure = self._told.get()
+            assert isinstance(failure, BaseException)
+            raise failure
 
     def _simulate(self, made: Build) -> None:
         def progress(item: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@
 //   pull_go     at a clock edge with it, up to HANDFUL received octets move to pull_octets, and their
 //               number to pull_count
 //   received    octets that wait to be pulled
-//   quiet       nothing is queued, nothing was received, and the line from the board has been high
-//               for 20 bits
+//   quiet       nothing is queued, nothing was received, and both lines have been high for 16384
+//               cycles: longer than the board needs for any request
 module uart_port #(
     parameter int CYCLES = 4,
     parameter int HANDFUL = 64,
@@ -57,7 +57,7 @@ module uart_port #(
     waiting <= 16'(out_queue.size() + (out_left != 0 ? 1 : 0));
 
     // From the board: a falling edge, then a sample in the middle of each bit.
-    high = from_board ? high + 1 : 0;
+    high = from_board && out_left == 0 ? high + 1 : 0;
     if (in_place < 0) begin
       if (!from_board) begin
         in_place = 0;
@@ -79,6 +79,6 @@ module uart_port #(
         pull_octets[8*i+:8] <= in_queue.size() != 0 ? in_queue.pop_front() : 8'h00;
     end
     received <= 16'(in_queue.size());
-    quiet <= out_left == 0 && out_queue.size() == 0 && in_queue.size() == 0 && high > 20 * CYCLES;
+    quiet <= out_left == 0 && out_queue.size() == 0 && in_queue.size() == 0 && high > 16384;
   end
 endmodule

@@ -76,7 +76,7 @@ def test_a_board_is_complete(board: Board) -> None:
     assert not any(pins[name].inverted for name in SDRAM_PINS)
     block, sdram = memory_map(board)
     assert (block["base"], sdram["base"]) == (0, block["bytes"])
-    assert sdram["bytes"] == board.sdram.bytes
+    assert sdram["bytes"] == board.sdram.size_bytes
 
 
 def test_known_pins() -> None:
@@ -85,7 +85,7 @@ def test_known_pins() -> None:
     assert pins["clk"].locations == ("G2",) and pins["sdram_clk"].locations == ("F19",)
     assert pins["sdram_dq"].locations[0] == "J16" and pins["sdram_a"].locations[12] == "G19"
     assert pins["led"].locations[0] == "B2" and pins["led"].width == 8
-    assert find_board("ulx3s").sdram.bytes == 32 << 20
+    assert find_board("ulx3s").sdram.size_bytes == 32 << 20
     pins = find_board("icebreaker").pins
     assert (pins["clk"].locations, pins["uart_rx"].locations) == (("35",), ("6",))
     assert pins["led"] == Pin(("11", "37"), "out", True, (("IO_STANDARD", "SB_LVCMOS"),))
@@ -94,7 +94,7 @@ def test_known_pins() -> None:
     pins = find_board("tang_nano_20k").pins
     assert pins["sdram_clk"].locations == ("IOR11B",)
     assert pins["sdram_dq"].locations[:2] == ("IOL3A", "IOL3B")
-    assert find_board("tang_nano_20k").sdram.bytes == 8 << 20
+    assert find_board("tang_nano_20k").sdram.size_bytes == 8 << 20
 
 
 def test_pins_of_one_name_are_alike() -> None:
