@@ -12,6 +12,16 @@ from typing import Any
 
 import cocotb
 import numpy as np
+from cocotb.task import bridge, resume
+from cocotb.triggers import First, RisingEdge, Timer
+from cocotb.utils import get_sim_time
+
+from systolith import registers
+from systolith.config import PRESETS
+from systolith.registers import Error
+from systolith.sim.benches.machine import PERIOD_NS, Registers
+from systolith.sim.memory import AxiMemory
+from systolith.sim.runner import arguments, report, run_directory, start
 from tests.boards.c_driver import (
     BAD_ARGUMENT,
     BUSY,
@@ -23,16 +33,6 @@ from tests.boards.c_driver import (
     WRONG_CONFIGURATION,
     Driver,
 )
-from cocotb.task import bridge, resume
-from cocotb.triggers import First, RisingEdge, Timer
-from cocotb.utils import get_sim_time
-
-from systolith import registers
-from systolith.config import PRESETS
-from systolith.registers import Error
-from systolith.sim.benches.machine import PERIOD_NS, Registers
-from systolith.sim.memory import AxiMemory
-from systolith.sim.runner import arguments, report, run_directory, start
 
 CONFIG = PRESETS["tiny"]
 BASE = 0x2000
@@ -140,6 +140,17 @@ async def example(dut: Any) -> None:
         rig.spoiled = None
 
         assert rig.make(library, invalidate=False).run_example(BASE) == DIFFERENT
+
+    await run_bridged(rig, body)
+
+
+@cocotb.test()
+async def whole_example(dut: Any) -> None:
+    rig = await ready(dut)
+
+    def body(rig: Rig) -> None:
+        status = rig.make(arguments()["library"]).run_example(BASE)
+        assert status == OK, (status, rig.driver.error())
 
     await run_bridged(rig, body)
 

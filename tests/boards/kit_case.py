@@ -1,4 +1,4 @@
-"""A small program with inputs and known results, for the kit's tests: a product of int8 matrices."""
+"""A small program with inputs and known results, for the kit's tests: an int8 product."""
 
 import numpy as np
 from numpy.typing import NDArray

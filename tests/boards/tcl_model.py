@@ -1,4 +1,4 @@
-"""Enough of Vivado's Tcl to check scripts without it: commands it knows, files, objects of a design.
+"""Enough of Vivado's Tcl to check scripts without it: commands, files, objects of a design.
 
 `Vivado` runs a script in Python's Tcl interpreter. Commands of Vivado are procedures of Python: an
 unknown one is an error, as an unbalanced bracket is; files that are named must exist, and what is

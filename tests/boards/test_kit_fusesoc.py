@@ -1,4 +1,4 @@
-"""The FuseSoC core file: FuseSoC reads it, and its lint target passes, and fails where it should."""
+"""The FuseSoC core file: FuseSoC reads it; its lint target passes, and fails where it should."""
 
 import os
 import subprocess
@@ -53,14 +53,14 @@ def test_lint_passes(kit: Path) -> None:
 
 
 def test_lint_sees_a_mistake(kit: Path) -> None:
-    """What is waived are styles: two drivers of a wire are not."""
+    """What is waived are styles: a net that nobody declared is not."""
     text = (kit / "systolith.v").read_text()
     end = text.rindex("endmodule")
-    extra = "  wire twice; assign twice = clk; assign twice = rst; assign missing_name = clk;\n"
+    extra = "  assign missing_name = clk;\n"
     (kit / "systolith.v").write_text(text[:end] + extra + text[end:])
     answer = fusesoc(kit, "run", "--target", "lint", fusesoc_name())
     assert answer.returncode != 0
-    assert "%Error" in answer.stdout + answer.stderr or "%Warning" in answer.stdout + answer.stderr
+    assert "missing_name" in answer.stdout + answer.stderr
 
 
 def test_the_default_target_brings_the_driver(kit: Path) -> None:

@@ -1,9 +1,10 @@
-"""The Vivado projects, as far as they can be judged without Vivado: the scripts run on a model of its
-Tcl (tcl_model.py), and Verilator lints the wrapper."""
+"""The Vivado projects, as far as they can be judged without Vivado: the scripts run on a model of
+its Tcl (tcl_model.py), and Verilator lints the wrapper."""
 
 import json
 import re
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,8 @@ from systolith.sim.ports import parse_ports
 from systolith.sim.verilator import find
 from tests.boards.kit_case import CONFIG, product_case
 
-tkinter = pytest.importorskip("tkinter", reason="this Python has no Tcl: apt-get install python3-tk")
-if tkinter is not None:
-    from tests.boards.tcl_model import Vivado
+tkinter = pytest.importorskip("tkinter", reason="no Tcl in this Python: apt-get install python3-tk")
+from tests.boards.tcl_model import Vivado  # noqa: E402 - imports tkinter
 
 VLNV = "systolith:accelerator:systolith_ip:1.0"
 ARTIX = [name for name, target in TARGETS.items() if not target.zynq]
@@ -60,7 +60,7 @@ def test_the_scripts_make_a_whole_design(target: str, tmp_path: Path) -> None:
     assert vivado.clocks == ([] if board.zynq else [(10.0, "sys_clk")])
 
 
-def offsets_are_apart(vivado: "Vivado") -> bool:
+def offsets_are_apart(vivado: Vivado) -> bool:
     spaces = {space for space, *_ in vivado.addresses}
     for space in spaces:
         ranges = sorted(
@@ -68,7 +68,7 @@ def offsets_are_apart(vivado: "Vivado") -> bool:
             for where, _, offset, size in vivado.addresses
             if where == space
         )
-        if any(end > start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False)):
+        if any(end > start for (_, end), (start, _) in pairwise(ranges)):
             return False
     return True
 
@@ -241,6 +241,6 @@ def test_jtag_says_what_is_wrong(jtag_script: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_target(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no Vivado target 'vc707': name one of arty-a7-35"):
+    with pytest.raises(UserError, match="no Vivado target 'vc707': name one of arty-a7-35"):
         make_kit(CONFIG, tmp_path / "kit", target="vc707", verilog="")
     assert not (tmp_path / "kit").exists()
