@@ -3,7 +3,7 @@
     from systolith_litex import add_systolith
 
     soc = SoCCore(platform, clk_freq, ...)
-    add_systolith(soc, origin=0x3000_0000)      # registers there, memory: the SoC's bus
+    add_systolith(soc, origin=0x9000_0000)      # registers there, memory: the SoC's bus
 
 The Verilog and what it is like are read from ``systolith.v`` and ``manifest.json`` in the folder of
 this file, or in ``directory``. Needs LiteX (``pip install litex``) and nothing else.
@@ -73,9 +73,10 @@ def add_systolith(
 ) -> Systolith:
     """Adds the machine to a SoC: ``soc.<name>``.
 
-    Its registers are a slave of the SoC's bus at ``origin`` (a multiple of 4096, outside the cached
-    regions of the CPU), its memory port is a master of the bus, through LiteX's adapters where the
-    bus is no AXI of the same width. With a CPU its interrupt gets the next free number.
+    Its registers are a slave of the SoC's bus at ``origin`` (a multiple of 4096, in an I/O region of
+    the CPU), its memory port is a master of the CPU's coherent bus (``dma_bus``) if there is one,
+    else of the SoC's, through LiteX's adapters where that is no AXI of the same width. With a CPU
+    that has interrupts, the machine's gets the next free number.
     """
     if origin % REGISTER_BYTES:
         raise ValueError(f"The origin must be a multiple of {REGISTER_BYTES}, not {origin:#x}")
@@ -83,7 +84,7 @@ def add_systolith(
     setattr(soc, name, machine)
     region = SoCRegion(origin=origin, size=REGISTER_BYTES, cached=False)
     soc.bus.add_slave(name, machine.registers, region)
-    soc.bus.add_master(name, machine.memory)
-    if getattr(soc.cpu, "interrupt", None) is not None:
+    getattr(soc, "dma_bus", soc.bus).add_master(name, machine.memory)
+    if soc.irq.enabled:
         soc.irq.add(name, use_loc_if_exists=True)
     return machine

@@ -47,6 +47,7 @@ async def soc(dut: Any) -> None:
     await host.store(offsets["CONTROL"], registers.CONTROL_START)
     if not dut.irq.value:
         await First(RisingEdge(dut.irq), Timer(PERIOD_NS * given["max_cycles"], "ns"))
+    assert dut.irq.value, "no interrupt came"
     values = {name: await host.load(offsets[name]) for name in ("STATUS", "ERROR", "ERROR_PC")}
     counters = {
         counter.name: await host.load(offsets[counter.name]) for counter in registers.COUNTERS

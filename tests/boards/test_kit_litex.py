@@ -19,7 +19,7 @@ from systolith.sim.runner import run
 from tests.boards.kit_case import CONFIG, WIDE, product_case
 
 HERE = Path(__file__).resolve().parent
-REGISTERS, MEMORY = 0x3000_0000, 0x4000_0000
+REGISTERS, MEMORY = 0x9000_0000, 0x4000_0000
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("litex") is None, reason="LiteX is not installed: pip install litex"
@@ -27,17 +27,18 @@ pytestmark = pytest.mark.skipif(
 
 
 CASES = [
-    pytest.param("wishbone", CONFIG, id="wishbone"),
-    pytest.param("axi-lite", CONFIG, id="axi-lite", marks=pytest.mark.slow),
-    pytest.param("axi", CONFIG, id="axi", marks=pytest.mark.slow),
-    pytest.param("wishbone", WIDE, id="64 bits on wishbone", marks=pytest.mark.slow),
-    pytest.param("axi", WIDE, id="64 bits on axi", marks=pytest.mark.slow),
+    pytest.param("wishbone", "Shell", CONFIG, id="wishbone"),
+    pytest.param("wishbone", "None", CONFIG, id="wishbone, no CPU", marks=pytest.mark.slow),
+    pytest.param("axi-lite", "None", CONFIG, id="axi-lite", marks=pytest.mark.slow),
+    pytest.param("axi", "None", CONFIG, id="axi", marks=pytest.mark.slow),
+    pytest.param("wishbone", "Shell", WIDE, id="64 bits on wishbone", marks=pytest.mark.slow),
+    pytest.param("axi", "None", WIDE, id="64 bits on axi", marks=pytest.mark.slow),
 ]
 
 
-def soc_verilog(kit: Path, standard: str, output: Path) -> str:
+def soc_verilog(kit: Path, standard: str, cpu: str, output: Path) -> str:
     """Of the SoC and the machine; LiteX runs in a process and a folder of its own."""
-    command = [sys.executable, HERE / "litex_soc.py", kit, standard, output / "soc.v"]
+    command = [sys.executable, HERE / "litex_soc.py", kit, standard, cpu, output / "soc.v"]
     answer = subprocess.run(command, cwd=output, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.split()[-1] == str(kit / "systolith.v"), "the SoC knows its source"
@@ -47,12 +48,14 @@ def soc_verilog(kit: Path, standard: str, output: Path) -> str:
     return "\n".join([*lines, (kit / "systolith.v").read_text()])
 
 
-@pytest.mark.parametrize("standard, config", CASES)
-def test_a_program_in_a_soc(tmp_path: Path, standard: str, config: Config) -> None:
+@pytest.mark.parametrize("standard, cpu, config", CASES)
+def test_a_program_in_a_soc(
+    tmp_path: Path, standard: str, cpu: str, config: Config
+) -> None:
     """The bus has 32 bits; LiteX converts what is wider."""
     kit = tmp_path / "kit"
     make_kit(config, kit, verilog=machine_tb.verilog(config))
-    text, top = clocked_top(soc_verilog(kit, standard, tmp_path), "soc")
+    text, top = clocked_top(soc_verilog(kit, standard, cpu, tmp_path), "soc")
     packed, _ = product_case(2, config)
     program = packed.program
     where = program.symbols["c0"]
@@ -86,7 +89,7 @@ def test_the_manifest_must_match(tmp_path: Path) -> None:
         "from types import SimpleNamespace as N\nimport systolith_litex as s\n"
         "soc = N(platform=N(add_source=lambda path: None))\n"
         f"for call in (lambda: s.Systolith(soc.platform, {str(tmp_path)!r}),\n"
-        "             lambda: s.add_systolith(soc, 0x3000_0100)):\n"
+        "             lambda: s.add_systolith(soc, 0x9000_0100)):\n"
         "    try: call()\n    except ValueError as error: print(error)\n"
     )
     answer = subprocess.run(
@@ -94,4 +97,4 @@ def test_the_manifest_must_match(tmp_path: Path) -> None:
     )
     first, second = answer.stdout.strip().splitlines()
     assert first.startswith("The manifest has the port 'extra'")
-    assert second == "The origin must be a multiple of 4096, not 0x30000100"
+    assert second == "The origin must be a multiple of 4096, not 0x90000100"
