@@ -73,8 +73,8 @@ def add_systolith(
 ) -> Systolith:
     """Adds the machine to a SoC: ``soc.<name>``.
 
-    Its registers are a slave of the SoC's bus at ``origin`` (a multiple of 4096, in an I/O region of
-    the CPU), its memory port is a master of the CPU's coherent bus (``dma_bus``) if there is one,
+    Its registers are a slave of the SoC's bus at ``origin``: a multiple of 4096, in an I/O region
+    of the CPU. Its memory port is a master of the CPU's coherent bus (``dma_bus``) if there is one,
     else of the SoC's, through LiteX's adapters where that is no AXI of the same width. With a CPU
     that has interrupts, the machine's gets the next free number.
     """

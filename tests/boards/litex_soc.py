@@ -1,4 +1,4 @@
-"""Makes the Verilog of a LiteX SoC with the kit's module in it: python litex_soc.py KIT BUS CPU OUT.
+"""Makes the Verilog of a LiteX SoC with the machine: python litex_soc.py KIT BUS CPU OUT.
 
 CPU is `None`, or `Shell`: one without an inside. The ports `host_*` are an AXI4-Lite master of the
 SoC's bus, the CPU's if there is one, and `irq` is the machine's line, or what reaches the CPU as
@@ -39,7 +39,7 @@ class Shell(CPU):
     name = human_name = "shell"
     variants = ("standard",)
     data_width, endianness = 32, "little"
-    mem_map = {"csr": 0xF000_0000, "main_ram": 0x4000_0000, "rom": 0x4000_0000}  # noqa: RUF012
+    mem_map = {"csr": 0xF000_0000, "main_ram": 0x4000_0000, "rom": 0}  # noqa: RUF012
     io_regions = {0x8000_0000: 0x8000_0000}  # noqa: RUF012
     reset_address = 0x4000_0000
     reset_address_check = False
@@ -54,9 +54,9 @@ CPUS["Shell"] = Shell
 pins = [(name, 0, Pins(1)) for name in ("clk", "rst", "irq")]
 platform = SimPlatform("SIM", [*pins, *host.get_ios("host")])
 soc = SoCCore(
-    platform, 100e6, cpu_type=None if cpu == "None" else cpu, ident="", with_uart=False, with_timer=False,
-    integrated_rom_size=0, integrated_sram_size=0, integrated_main_ram_size=1 << 16,
-    bus_standard=standard,
+    platform, 100e6, cpu_type=None if cpu == "None" else cpu, ident="", with_uart=False,
+    with_timer=False, integrated_rom_size=0, integrated_sram_size=0,
+    integrated_main_ram_size=1 << 16, bus_standard=standard,
 )  # fmt: skip
 soc.crg = ClockAndReset(platform)
 soc.comb += host.connect_to_pads(platform.request("host"), mode="slave")

@@ -1,6 +1,7 @@
 """The C driver: it compiles everywhere, and runs programs on the RTL and on a register model."""
 
 import ctypes
+import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("-std=c99", "-ffreestanding", "-O2"),
         ("-std=c99", "-ffreestanding", "-Os", "-DSYSTOLITH_CUSTOM_IO"),
         ("-std=c11", "-O0"),
+        pytest.param(
+            ("-std=c99", "-ffreestanding", "-m32"),
+            marks=pytest.mark.skipif(
+                platform.machine() != "x86_64", reason="-m32 belongs to x86"
+            ),
+        ),
         ("-std=c99", "-DSYSTOLITH_REGISTERS=0x43C00000", "-DSYSTOLITH_MEMORY=0x10000000"),
     ],
 )
