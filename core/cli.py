@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": "cli_text",
     "report": "cli_report",
     "rtl": "cli_hardware",
+    "kit": "cli_kit",
     "synth": "cli_hardware",
     "boards": "cli_boards",
     "build": "cli_boards",

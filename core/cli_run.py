@@ -45,7 +45,7 @@ def _lines(path: Path) -> list[str]:
     return texts
 
 
-def _arrays(path: Path, names: Sequence[str]) -> Arrays:
+def read_arrays(path: Path, names: Sequence[str]) -> Arrays:
     """The arrays of a .npz file by their names, or that of a .npy file for the only input."""
     try:
         with path.open("rb") as file:
@@ -91,7 +91,7 @@ def _run_program(
     if not _is_array_file(data):
         raise UserError("A program has no vocabulary: give tokens as .npy or .npz")
     program = Program.load(path)
-    read = sequences(program, _arrays(data, input_names(program)))
+    read = sequences(program, read_arrays(data, input_names(program)))
     from systolith.sim.execute import Inputs, compare_outputs, run_sequences
 
     indices = program.metadata["indices"]
@@ -129,7 +129,7 @@ def _run_model(
     session = Session(artifact, backend.config, backend.executor)
     graph = artifact.graph
     arrays = (
-        _arrays(data, session.inputs)
+        read_arrays(data, session.inputs)
         if _is_array_file(data)
         else _tokens(artifact, model, _lines(data))
     )
