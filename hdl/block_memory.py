@@ -9,13 +9,18 @@ from amaranth.lib.wiring import In, Out
 from systolith.config import Config
 from systolith.hdl.axi import ID_BITS, WRITE_RESPONSE, AXI4Read, AXI4Write, read_data
 from systolith.hdl.axi_beats import DECERR, ReadBeats, WriteBeats
-from systolith.hdl.pipeline import Buffer
+from systolith.hdl.pipeline import Buffer, Results, delay
 
-DEEPEST = 1 << 14
-"""Words of the largest bank: the depth of a block RAM that is one bit wide."""
+DEEPEST = 1 << 13
+"""Words of the largest bank: the depth of a block RAM that is two bits wide. Deeper ones have so
+many block RAMs that their wires take too long."""
 SHALLOWEST = 1 << 9
 """Words of a block RAM at its widest; a smaller bank would take as much."""
 
+_READ_CYCLES = 3
+"""Of ``Banks``."""
+_PLACES = 8
+"""For words that are read: two more than cycles of the pipeline, rounded up."""
 _TAG = data.StructLayout({"id": ID_BITS, "last": 1, "outside": 1})
 """What a read keeps to itself while the RAM is asked."""
 
@@ -47,20 +52,21 @@ def check_size(config: Config, size_bytes: int, init: bytes = b"") -> None:
 
 
 class Banks(wiring.Component):
-    """RAM of any number of words: a byte-enabled write port and a read port of two cycles.
+    """RAM of any number of words: a byte-enabled write port and a read port of three cycles.
 
     FPGAs' tools round the depth of a memory up, or put multiplexers of many block RAMs behind it.
     It is therefore cut into banks that are powers of two. On ECP5, where a block RAM (DP16KD) holds
-    2 KiB, words of B bytes take ⌈words / 512⌉ · B / 4 block RAMs.
+    2 KiB, words of B bytes take ⌈words / 512⌉ · B / 4 block RAMs. Each bank has registers of its
+    own for addresses and data: wires from one register to all banks would take too long.
 
     Members
     -------
     w_en : in, 1; w_index : in; w_data : in, 8 · ``bus_bytes``; w_strb : in, ``bus_bytes``
-        Writes the bytes whose strobes are set.
-    r_en : in, 1; r_index : in
-        Moves the two stages of the read on. Without it ``r_data`` stays.
+        Writes the bytes whose strobes are set; a read of the next cycle sees it.
+    r_index : in
+        A word to read, every cycle.
     r_data : out
-        The word that was asked for two ``r_en`` ago; anything if it was written in that cycle.
+        The word that was asked for three cycles ago; anything if it was written in that cycle.
     """
 
     def __init__(self, config: Config, words: int, init: bytes = b"") -> None:
@@ -74,7 +80,6 @@ class Banks(wiring.Component):
                 "w_index": In(bits),
                 "w_data": In(8 * config.bus_bytes),
                 "w_strb": In(config.bus_bytes),
-                "r_en": In(1),
                 "r_index": In(bits),
                 "r_data": Out(8 * config.bus_bytes),
             }
@@ -84,7 +89,9 @@ class Banks(wiring.Component):
         m = Module()
         step = self.config.bus_bytes
         parts = banks(self.words)
-        which = Signal(range(len(parts)), reset_less=True)
+        asked = Signal(range(len(parts)), reset_less=True)
+        found = Signal(range(len(parts)), reset_less=True)
+        m.d.sync += found.eq(asked)
         words: list[Value] = []
         for number, (first, size) in enumerate(parts):
             init = self.init[first * step : (first + size) * step]
@@ -101,22 +108,27 @@ class Banks(wiring.Component):
             m.submodules[f"bank_{number}"] = ram
             writer, reader = ram.write_port(granularity=8), ram.read_port()
             low = (size - 1).bit_length()
-
-            def here(index: Value, first: int = first, low: int = low) -> Value:
-                return index[low:] == first >> low
-
-            # What is not here may still be read: only a write needs to know.
+            writes = Signal(name=f"writes_{number}")
+            reads = Signal(name=f"reads_{number}")
+            w_index = Signal(low, name=f"w_index_{number}", reset_less=True)
+            w_data = Signal(8 * step, name=f"w_data_{number}", reset_less=True)
+            w_strb = Signal(step, name=f"w_strb_{number}")
+            r_index = Signal(low, name=f"r_index_{number}", reset_less=True)
             m.d.comb += [
-                writer.addr.eq(self.w_index),
-                writer.data.eq(self.w_data),
-                writer.en.eq(Mux(self.w_en & here(self.w_index), self.w_strb, 0)),
-                reader.addr.eq(self.r_index),
-                reader.en.eq(self.r_en),
+                writes.eq(self.w_en & (self.w_index[low:] == first >> low)),
+                reads.eq(self.r_index[low:] == first >> low),
+                writer.addr.eq(w_index),
+                writer.data.eq(w_data),
+                writer.en.eq(w_strb),
+                reader.addr.eq(r_index),
             ]
-            with m.If(self.r_en & here(self.r_index)):
-                m.d.sync += which.eq(number)
+            m.d.sync += w_strb.eq(Mux(writes, self.w_strb, 0))
+            with m.If(writes):
+                m.d.sync += [w_index.eq(self.w_index), w_data.eq(self.w_data)]
+            with m.If(reads):
+                m.d.sync += [r_index.eq(self.r_index), asked.eq(number)]
             words.append(reader.data)
-        with m.If(self.r_en), m.Switch(which):
+        with m.Switch(found):
             for number, word in enumerate(words):
                 with m.Case(number):
                     m.d.sync += self.r_data.eq(word)
@@ -127,12 +139,11 @@ class BlockMemory(wiring.Component):
     """An AXI slave whose memory is block RAM.
 
     Reads and writes run beside each other, each a beat a cycle, without a gap between bursts. The
-    first beat of R comes four cycles after AR was taken, B one cycle after the last W; a read whose
+    first beat of R comes five cycles after AR was taken, B one cycle after the last W; a read whose
     AR comes after a write's B sees it (before that, it may bring anything). Bursts are answered in
     order, with their IDs; they are INCR bursts of full-width beats that do not cross 4 KiB.
     Addresses count from the first byte; beats beyond the last are answered with DECERR, and not
-    written. R and B come from registers, and no ``ready`` depends on the ``ready`` of R or B in the
-    same cycle.
+    written. No ``ready`` depends on the ``ready`` of R or B in the same cycle.
 
     Parameters
     ----------
@@ -166,35 +177,28 @@ class BlockMemory(wiring.Component):
         wiring.connect(m, wiring.flipped(self.write.w), writes.w)
         wiring.connect(m, answers.o, wiring.flipped(self.write.b))
 
-        # All stages of a read move on together, unless the last one has no place to go.
-        m.submodules.results = results = Buffer(read_data(self.config))
+        # A read claims a place for its word, and then runs on by itself.
+        m.submodules.results = results = Results(read_data(self.config), _PLACES)
         wiring.connect(m, results.o, wiring.flipped(self.read.r))
-        moves = results.i.ready
         wanted = reads.beats.payload
-        asked, found = Signal(), Signal()
-        asked_tag = Signal(_TAG, reset_less=True)
-        found_tag = Signal(_TAG, reset_less=True)
+        tag = Signal(_TAG)
+        found = Signal(_TAG)
         m.d.comb += [
-            reads.beats.ready.eq(moves),
-            ram.r_en.eq(moves),
+            reads.beats.ready.eq(results.available),
+            results.claim.eq(reads.beats.valid & results.available),
             ram.r_index.eq(wanted.index),
-            results.i.valid.eq(found),
-            results.i.payload.id.eq(found_tag.id),
-            results.i.payload.last.eq(found_tag.last),
-            results.i.payload.resp.eq(Mux(found_tag.outside, DECERR, 0)),
-            results.i.payload.data.eq(ram.r_data),
+            tag.id.eq(wanted.id),
+            tag.last.eq(wanted.last),
+            tag.outside.eq(wanted.index >= self.words),
+            Value.cast(found).eq(delay(m, Value.cast(tag), _READ_CYCLES, "tag")),
+            results.write.eq(delay(m, results.claim, _READ_CYCLES, "reads")),
+            results.w_data.id.eq(found.id),
+            results.w_data.last.eq(found.last),
+            results.w_data.resp.eq(Mux(found.outside, DECERR, 0)),
+            results.w_data.data.eq(ram.r_data),
         ]
-        with m.If(moves):
-            m.d.sync += [
-                asked.eq(reads.beats.valid),
-                asked_tag.id.eq(wanted.id),
-                asked_tag.last.eq(wanted.last),
-                asked_tag.outside.eq(wanted.index >= self.words),
-                found.eq(asked),
-                found_tag.eq(asked_tag),
-            ]
 
-        # A write goes through a register. Its burst fails if any beat is outside.
+        # The burst of a write fails if any beat is outside.
         beat = writes.beats.payload
         moves = writes.beats.valid & writes.beats.ready
         outside, failed = Signal(), Signal()
@@ -205,21 +209,11 @@ class BlockMemory(wiring.Component):
             answers.i.payload.id.eq(beat.id),
             answers.i.payload.resp.eq(Mux(outside | failed, DECERR, 0)),
         ]
-        w_index = Signal.like(ram.w_index, reset_less=True)
-        w_data = Signal.like(ram.w_data, reset_less=True)
-        w_strb = Signal.like(ram.w_strb, reset_less=True)
-        w_en = Signal()
-        m.d.sync += [
-            w_en.eq(moves & ~outside),
-            w_index.eq(beat.index),
-            w_data.eq(beat.data),
-            w_strb.eq(beat.strb),
-        ]
         m.d.comb += [
-            ram.w_en.eq(w_en),
-            ram.w_index.eq(w_index),
-            ram.w_data.eq(w_data),
-            ram.w_strb.eq(w_strb),
+            ram.w_en.eq(moves & ~outside),
+            ram.w_index.eq(beat.index),
+            ram.w_data.eq(beat.data),
+            ram.w_strb.eq(beat.strb),
         ]
         with m.If(moves):
             m.d.sync += failed.eq((failed | outside) & ~beat.last)

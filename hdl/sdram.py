@@ -162,9 +162,9 @@ class Sdram(wiring.Component):
     before. Rows stay open; the row behind the one that streams is opened meanwhile. The address of
     a word is {row, bank, column}.
 
-    An idle controller brings the first beat of a closed row CL + ``capture`` + N + tRCD + 9 cycles
-    after AR, N being the words of a beat. See ``SdramScheduler`` for commands, ``SdramData`` for
-    the cycles of DQ.
+    An idle controller brings the first beat of a closed row CL + ``capture`` + N + tRCD + 8 cycles
+    after AR, N being the words of a beat and tRCD two cycles at least. See ``SdramScheduler`` for
+    commands, ``SdramData`` for the cycles of DQ.
 
     Parameters
     ----------

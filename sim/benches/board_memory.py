@@ -135,6 +135,7 @@ class Raw:
         self.rng = random.Random(seed() + number)
         self.idle = idle
         self.cycle = 0
+        self.ask_cycles: list[int] = []
         self.read_cycles: list[int] = []
         self.beats: list[dict[str, int]] = []
         self.write_cycles: list[int] = []
@@ -167,15 +168,16 @@ class Raw:
             while not taken:
                 await ReadOnly()
                 taken = bool(ready.value)
+                if taken:
+                    cycles.append(self.cycle)
                 await FallingEdge(self.dut.clk)
-            cycles.append(self.cycle)
             valid.value = 0
 
     async def read(self, bursts: list[tuple[int, int, int]]) -> None:
         """Returns when the last beat has come."""
         asked = [{"addr": a, "len": n - 1, "id": i} for a, n, i in bursts]
-        cocotb.start_soon(self._send("ar", asked, []))
-        total = sum(beats for _, beats, _ in bursts)
+        cocotb.start_soon(self._send("ar", asked, self.ask_cycles))
+        total = len(self.beats) + sum(beats for _, beats, _ in bursts)
         pauses = dma.waits(self.idle, random.Random(self.rng.random()))
         for _ in range(200_000):
             await FallingEdge(self.dut.clk)
@@ -206,6 +208,7 @@ class Raw:
         ]
         cocotb.start_soon(self._send("aw", asked, []))
         cocotb.start_soon(self._send("w", words, self.write_cycles))
+        total = len(self.answers) + len(bursts)
         pauses = dma.waits(self.idle, random.Random(self.rng.random()))
         for _ in range(200_000):
             await FallingEdge(self.dut.clk)
@@ -214,11 +217,11 @@ class Raw:
             await ReadOnly()
             if ready and self.port("bvalid").value:
                 self.answers.append((int(self.port("bid").value), int(self.port("bresp").value)))
-            if len(self.answers) == len(bursts):
+            if len(self.answers) == total:
                 await FallingEdge(self.dut.clk)
                 self.port("bready").value = 0
                 return
-        raise AssertionError(f"{len(self.answers)} of {len(bursts)} answers came")
+        raise AssertionError(f"{len(self.answers)} of {total} answers came")
 
     def check(self, reads: list, writes: list, model: bytearray, outside: range) -> None:
         """IDs, LAST, data and responses of everything, in order."""
@@ -235,6 +238,33 @@ class Raw:
         for (address, _, i, _), answer in zip(writes, self.answers, strict=True):
             wanted = (i, 3 if address in outside else 0)
             assert answer == wanted, f"seed {seed()}, write at {address:#x}: {answer}"
+
+
+@cocotb.test()
+async def refused(dut: Any) -> None:
+    """Bursts that the memories do not know: DECERR for every beat, and nothing is written."""
+    settings = arguments()
+    width = settings["bus_bytes"]
+    await set_up(dut)
+    full = width.bit_length() - 1
+    data = bytes(range(64)) * (3 * width // 64 + 1)
+    for burst, size in ((0, full), (2, full), (1, full - 1), (1, 0)):
+        master = Raw(dut, 0, width)
+        await master.write([(0, 3, 1, data)])
+        assert master.answers == [(1, 0)]
+        for channel in ("ar", "aw"):
+            master.port(f"{channel}burst").value = burst
+            master.port(f"{channel}size").value = size
+        await master.write([(0, 3, 0, bytes(3 * width))])
+        await master.read([(0, 3, 1)])
+        what = f"burst type {burst}, size {size}"
+        assert master.answers[1] == (0, 3), what
+        assert [(b["resp"], b["last"], b["id"]) for b in master.beats] == [
+            (3, 0, 1), (3, 0, 1), (3, 1, 1)
+        ], what  # fmt: skip
+        last = Raw(dut, 0, width)
+        await last.read([(0, 3, 0)])
+        last.check([(0, 3, 0)], [], bytearray(data), range(1 << 31, 1 << 32))
 
 
 @cocotb.test()
@@ -284,7 +314,7 @@ async def streams(dut: Any) -> None:
         "reads": len(reads), "writes": len(writes), "cycles": ends - begun,
         "read_span": reads[-1] - reads[0] + 1 if reads else 0,
         "write_span": writes[-1] - writes[0] + 1 if writes else 0,
-        "latency": reads[0] - begun if reads else 0,
+        "latency": masters[0].read_cycles[0] - masters[0].ask_cycles[0] if reads else 0,
     }  # fmt: skip
     # What was written, read back.
     last = Raw(dut, 0, width)

@@ -82,6 +82,22 @@ def test_bandwidth(case: str, seed: int) -> None:
     assert share >= 0.90
 
 
+@pytest.mark.parametrize("case", ["ulx3s", "tang"])
+def test_latency_of_an_idle_controller(case: str) -> None:
+    """From AR to the first beat of a row that is not open."""
+    preset, chip, clock_hz, capture, _ = CASES[case]
+    config = PRESETS[preset]
+    cycles = SdramCycles.of(chip, clock_hz)
+    row_bytes = chip.columns * chip.data_bits // 8
+    arguments = {
+        "masters": 1, "sdram": True, "bus_bytes": config.bus_bytes, "idle": "none",
+        "span": chip.size_bytes, "fill": [(0, 1, 0)], "plan": [[[(row_bytes, 1, 0)], []]],
+    }  # fmt: skip
+    result = run(_build(case), "board_memory", arguments, test="streams")
+    words = 8 * config.bus_bytes // chip.data_bits
+    assert result["latency"] == max(cycles.rcd, 2) + cycles.cas + capture + words + 8
+
+
 def test_errors() -> None:
     config = PRESETS["small"]
     with pytest.raises(ValueError, match="at most 133 MHz, not 150"):
