@@ -230,7 +230,7 @@ def _report(
     if family.multipliers:
         most = reading.multipliers_per_element(attempt.netlist, family.multipliers)
         checks["at most one multiplier per processing element"] = most <= 1
-    if family.devices[board.device].spram and kinds:
+    if family.infers_spram and kinds:
         checks[f"{family.units['spram']} used"] = used.spram > 0
     notes = []
     if attempt.clock.mhz < aim:

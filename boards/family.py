@@ -67,7 +67,8 @@ class Family(abc.ABC):
     each resource; ``cells``: how yosys's cells are counted; ``report_cells``: how the names in
     nextpnr's report are; ``packages``: command → package on PyPI; ``constraints_file``,
     ``bitstream``: file names; ``multipliers``: types of yosys's cells that multiply;
-    ``lut_memories``: whether LUTs can be small memories (where they cannot, flip-flops are).
+    ``lut_memories``: whether LUTs can be small memories (where they cannot, flip-flops are);
+    ``infers_spram``: whether yosys makes the large RAMs of memories by itself.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Family(abc.ABC):
     bitstream: str
     multipliers: tuple[str, ...] = ()
     lut_memories: bool = True
+    infers_spram: bool = False
 
     @abc.abstractmethod
     def synthesis(self, top: str, device: str) -> str:

@@ -53,6 +53,7 @@ class Ice40(Family):
     bitstream = "systolith.bin"
     multipliers = ("SB_MAC16",)
     lut_memories = False
+    infers_spram = True
 
     def synthesis(self, top: str, device: str) -> str:
         return f"synth_ice40 -device u -dsp -spram -top {top} -json yosys.json"
