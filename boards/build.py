@@ -230,17 +230,16 @@ def _report(
     if family.multipliers:
         most = reading.multipliers_per_element(attempt.netlist, family.multipliers)
         checks["at most one multiplier per processing element"] = most <= 1
-    if family.devices[board.device].spram and kinds:
+    if family.infers_spram and kinds:
         checks[f"{family.units['spram']} used"] = used.spram > 0
     notes = []
     if attempt.clock.mhz < aim:
         notes.append(f"{aim:.2f} MHz were not reached: the clock is {attempt.clock.mhz:.2f} MHz")
-    types = reading.cell_types(attempt.netlist)
-    untimed = [name for name in family.untimed if types[name]]
+    untimed = family.untimed(attempt.netlist)
     if untimed:
         notes.append(
-            f"nextpnr knows no delays of {' and '.join(untimed)}: paths through them are not in "
-            f"fmax_mhz, and the clock may be too fast for them"
+            f"nextpnr does not time paths {', '.join(untimed)}: fmax_mhz leaves them out, and the "
+            f"clock may be too fast for them"
         )
     blocks = reading.blocks_of_cells(attempt.netlist)
     by_block = reading.usage_by_block(attempt.netlist, blocks, family.count)

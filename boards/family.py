@@ -68,7 +68,7 @@ class Family(abc.ABC):
     nextpnr's report are; ``packages``: command → package on PyPI; ``constraints_file``,
     ``bitstream``: file names; ``multipliers``: types of yosys's cells that multiply;
     ``lut_memories``: whether LUTs can be small memories (where they cannot, flip-flops are);
-    ``untimed``: cells through which nextpnr times no path.
+    ``infers_spram``: whether yosys makes the large RAMs of memories by itself.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Family(abc.ABC):
     bitstream: str
     multipliers: tuple[str, ...] = ()
     lut_memories: bool = True
-    untimed: tuple[str, ...] = ()
+    infers_spram: bool = False
 
     @abc.abstractmethod
     def synthesis(self, top: str, device: str) -> str:
@@ -94,6 +94,10 @@ class Family(abc.ABC):
 
     def prepare(self, netlist: dict, device: str) -> None:  # noqa: B027
         """What is done to the top module of yosys's netlist, in place."""
+
+    def untimed(self, netlist: dict) -> list[str]:
+        """Which paths of a netlist nextpnr leaves out of its clock: "through multipliers"."""
+        return []
 
     @abc.abstractmethod
     def constraints(self, pins: Mapping[str, Pin]) -> str:

@@ -1,9 +1,10 @@
 """Gowin GW2A: yosys, nextpnr-himbaechel, gowin_pack of Apicula.
 
 Yosys 0.55 infers no multiplier for Gowin; a techmap of ours (``gowin_multipliers.v``) does. nextpnr
-knows no delay of multipliers: its clock leaves out every path through one.
+0.11 times neither multipliers nor what comes out of memories: its clock leaves out those paths.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,7 @@ _CHIP = {"GW2AR-18": "GW2AR-18C"}
 _DATABASE = "GW2A-18C"
 """Apicula's and nextpnr's name of the die in all devices here."""
 _MULTIPLIERS = "gowin_multipliers.v"
+_BLOCK_RAM = "(SDPB|DPB|SPB?|SDPX9B|DPX9B|SPX9|p?ROM(X9)?)"
 
 
 class Gowin(Family):
@@ -42,7 +44,7 @@ class Gowin(Family):
         Pattern("RAM16SDP[124]|RAM16S[124]", "lut", 4),
         Pattern("DFF.*", "ff"),
         Pattern("MULT18X18", "dsp"),
-        Pattern("(SDPB|DPB|SPB?|SDPX9B|DPX9B|SPX9|p?ROM(X9)?)", "bram"),
+        Pattern(_BLOCK_RAM, "bram"),
     )
     report_cells = (
         Pattern("LUT4|ALU", "lut"),
@@ -58,7 +60,6 @@ class Gowin(Family):
     constraints_file = "pins.cst"
     bitstream = "systolith.fs"
     multipliers = ("MULT9X9", "MULT18X18")
-    untimed = ("MULT9X9", "MULT18X18")
 
     def count(self, types: Mapping[str, int]) -> Usage:
         return super().count(types) + Usage(dsp=-(-types.get("MULT9X9", 0) // 2))
@@ -69,6 +70,18 @@ class Gowin(Family):
             luts = utilization["LUT4"]["available"]
             return Usage(lut=luts, ff=counted.ff, dsp=counted.dsp, bram=counted.bram)
         return counted + Usage(dsp=-(-utilization["MULT9X9"]["used"] // 2))
+
+    def untimed(self, netlist: dict) -> list[str]:
+        """Found with small designs of which these were the longest paths by far."""
+        kinds = {
+            "through multipliers": "MULT.*",
+            "out of block RAM": _BLOCK_RAM,
+            "through LUT RAM": "RAM16.*",
+        }
+        types = {cell["type"] for cell in netlist["cells"].values()}
+        return [
+            what for what, kind in kinds.items() if any(re.fullmatch(kind, name) for name in types)
+        ]
 
     def files(self) -> dict[str, str]:
         return {_MULTIPLIERS: (Path(__file__).parent / _MULTIPLIERS).read_text()}

@@ -53,9 +53,24 @@ class Ice40(Family):
     bitstream = "systolith.bin"
     multipliers = ("SB_MAC16",)
     lut_memories = False
+    infers_spram = True
 
     def synthesis(self, top: str, device: str) -> str:
         return f"synth_ice40 -device u -dsp -spram -top {top} -json yosys.json"
+
+    def untimed(self, netlist: dict) -> list[str]:
+        """nextpnr takes every multiplier for a register: 0.1 ns from its clock to its product. That
+        leaves out the multiplication where no register holds the product."""
+
+        def held(cell: dict) -> bool:
+            names = "TOPOUTPUT_SELECT", "PIPELINE_16x16_MULT_REG2"
+            output, pipeline = (int(cell["parameters"].get(name, "0"), 2) for name in names)
+            return output == 1 or pipeline == 1
+
+        multipliers = [c for c in netlist["cells"].values() if c["type"] == "SB_MAC16"]
+        return (
+            [] if all(map(held, multipliers)) else ["through multipliers without output register"]
+        )
 
     def constraints(self, pins: Mapping[str, Pin]) -> str:
         lines = []

@@ -154,6 +154,23 @@ def test_counting(name: str, types: dict[str, int], expected: Usage) -> None:
     assert find_board(name).family.count(types) == expected
 
 
+def test_paths_without_delays_are_named() -> None:
+    def netlist(*kinds: str, **parameters: str) -> dict:
+        cells = [{"type": kind, "parameters": parameters} for kind in kinds]
+        return {"cells": dict(enumerate(cells))}
+
+    gowin, ice40 = find_board("tang_nano_20k").family, find_board("icebreaker").family
+    assert gowin.untimed(netlist("LUT4", "DFF")) == []
+    assert gowin.untimed(netlist("MULT9X9", "SPX9", "RAM16SDP4")) == [
+        "through multipliers", "out of block RAM", "through LUT RAM"
+    ]  # fmt: skip
+    assert ice40.untimed(netlist("SB_DFF")) == []
+    assert ice40.untimed(netlist("SB_MAC16", TOPOUTPUT_SELECT="01")) == []
+    direct = netlist("SB_MAC16", TOPOUTPUT_SELECT="11", PIPELINE_16x16_MULT_REG2="0")
+    assert ice40.untimed(direct) == ["through multipliers without output register"]
+    assert find_board("ulx3s").family.untimed(netlist("MULT18X18D")) == []
+
+
 def test_excess() -> None:
     assert excess(Usage(lut=5, dsp=3), Usage(lut=7, dsp=1)) == Usage(dsp=2)
 
