@@ -119,10 +119,10 @@ class BoardTop(Elaboratable):
             idle = Const(int(name.endswith("_n")))
             m.d.comb += self._pin(name).eq(getattr(core, name) if used else idle)
         if used:
-            # A word comes with the falling edge of our clock at the chip, 3 ns later for the way out;
-            # 6 ns for its access and 2 ns for the way back later it is here, until as long behind
-            # the next edge. The next falling edge but one is in the middle of that from 50 to 100
-            # MHz; the rising ones are not.
+            # The chip's clock rises half a cycle after ours, and some 3 ns later for the way out; a
+            # word comes 6 ns (its access) and 2 ns (the way back) behind an edge, and stays until
+            # as long behind the next. Our falling edges are in the middle of that from 50 to 100
+            # MHz, the rising ones are not.
             m.domains.falling = ClockDomain(local=True, reset_less=True, clk_edge="neg")
             sampled = Signal(len(pad), reset_less=True)
             m.d.falling += sampled.eq(i)

@@ -53,7 +53,7 @@ def boards(as_json: bool, names: bool) -> None:
             "wanted_mhz": board.wanted_mhz,
             "preset": board.preset,
             "block_kib": board.memory_bytes >> 10,
-            "sdram_mib": board.sdram.bytes >> 20 if board.sdram else 0,
+            "sdram_mib": board.sdram.size_bytes >> 20 if board.sdram else 0,
             "notes": board.notes,
         }
         for board in all_boards()
