@@ -8,6 +8,11 @@ from systolith.hdl.uart import bit_cycles
 from systolith.host_link import Identity
 
 
+def memory_bytes(board: Board) -> int:
+    """Of block memory and SDRAM together."""
+    return board.memory_bytes + (0 if board.sdram is None else board.sdram.size_bytes)
+
+
 def machine_core(
     config: Config, board: Board, clock_hz: int, *, cycles: int | None = None
 ) -> BoardCore:
@@ -15,14 +20,13 @@ def machine_core(
 
     ``cycles``: clock cycles of a bit on the serial line (default: those of ``BAUD``).
     """
-    sdram = 0 if board.sdram is None else board.sdram.size_bytes
     identity = Identity(
         board=board.name,
         clock_hz=clock_hz,
         config_hash=config.hash,
         build=0,
         block_bytes=board.memory_bytes,
-        memory_bytes=board.memory_bytes + sdram,
+        memory_bytes=memory_bytes(board),
         bus_bytes=config.bus_bytes,
     )
     cycles = bit_cycles(clock_hz, BAUD) if cycles is None else cycles

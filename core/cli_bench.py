@@ -291,3 +291,26 @@ def accuracy(
                 )
             )
     _print(results, as_json)
+
+
+@bench.command()
+@click.option("--model", default="bundled", show_default=True, help="A language model.")
+@click.option("--tokenizer", default=None, help="Vocabulary file, if not beside the checkpoint.")
+@click.option("--board", "names", multiple=True, help="Only these; default: all that are built.")
+@click.option("--tokens", default=16, show_default=True, help="Tokens to write on each board.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list instead of Markdown.")
+def boards(
+    model: str, tokenizer: str | None, names: tuple[str, ...], tokens: int, as_json: bool
+) -> None:
+    """Every bitstream that `build` has left: what it takes, its clock, tokens per second.
+
+    The model runs on the simulated board, with the cycles of its RTL, at the bitstream's clock.
+    """
+    from systolith.boards.figures import built, markdown, row
+    from systolith.cli_load import language_model
+
+    reports = built(names)
+    with bar() as step:
+        graph, _ = language_model(model, tokenizer, lambda text, part=0.0: step(text, part))
+    rows = [row(report, graph, tokens) for report in reports]
+    click.echo(json.dumps(rows, indent=2) if as_json else markdown(rows, model))

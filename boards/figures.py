@@ -1,0 +1,130 @@
+"""How fast a language model is on a board: cycles counted by the machine of the simulated board."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from systolith.boards.board import Board
+from systolith.boards.catalog import find_board
+from systolith.boards.core import memory_bytes
+from systolith.boards.device import Device
+from systolith.boards.simulated import simulated_board
+from systolith.cache import cache_directory
+from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.decoder import compile_decoder
+from systolith.config import Config
+from systolith.errors import UserError
+from systolith.graph import Graph
+from systolith.program import Program
+from systolith.sim.generate import compare, integer_text, machine_text
+from systolith.sim.writer import Request
+
+_PROMPT = (1, 2, 3, 4)
+_SHORTEST = 16
+
+
+@dataclass(frozen=True)
+class Speed:
+    """``cycles``: of a token on the average over ``tokens`` tokens, those of the prompt included,
+    every logit compared with the integer forward. ``context``: of the program."""
+
+    cycles: float
+    tokens: int
+    context: int
+    program_bytes: int
+
+
+def fitting_program(graph: Graph, config: Config, room: int) -> Program:
+    """The program with the longest context that fits into ``room`` bytes of memory.
+
+    Raises ``UserError`` if none of at least 16 tokens does.
+    """
+    context = min(graph.context, config.max_length)
+    problem = ""
+    while context >= min(_SHORTEST, graph.context):
+        try:
+            program = compile_decoder(graph, config, context=context)
+            if program.memory_bytes <= room:
+                return program
+            problem = f"{program.memory_bytes:,} bytes are needed and {room:,} are there"
+        except DoesNotFit as error:
+            problem = str(error)
+        context //= 2
+    raise UserError(f"The model does not fit into the board: {problem}")
+
+
+def measure_speed(board: Board, config: Config, graph: Graph, tokens: int) -> Speed:
+    """Writes ``tokens`` tokens on the simulated board. Raises ``UserError`` as above."""
+    program = fitting_program(graph, config, memory_bytes(board))
+    context = program.metadata["context"]
+    request = Request(prompt=[t % graph.vocabulary for t in _PROMPT], tokens=tokens)
+    with simulated_board(board.name, config) as port:
+        device = Device.open(port, config=config)
+        made = machine_text(program, request, device)
+        device.close()
+    compare(made, integer_text(graph, request, context=context))
+    count = len(made.tokens) - 1
+    return Speed(made.counters["CYCLES"] / count, count, context, program.memory_bytes)
+
+
+def bitstreams() -> Path:
+    """Where builds are kept, a folder for each board."""
+    return cache_directory() / "bitstreams"
+
+
+def built(names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Manifests of the bitstreams that are there, or of the boards ``names``.
+
+    Raises ``UserError`` where there is none.
+    """
+    found = {}
+    for path in sorted(bitstreams().glob("*/manifest.json")):
+        found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+    for name in names:
+        if find_board(name).name not in found:
+            raise UserError(f"There is no bitstream of {name}: run systolith build --board {name}")
+    if not found:
+        raise UserError("There is no bitstream yet: run systolith build --board NAME")
+    return [item for name, item in found.items() if not names or name in names]
+
+
+def row(manifest: dict[str, Any], graph: Graph, tokens: int) -> dict[str, Any]:
+    """A line of the table: what the bitstream takes, its clock, and the model's speed on it."""
+    board, config = find_board(manifest["board"]), Config(**manifest["configuration"])
+    report = manifest["report"]
+    names = (
+        "board", "preset", "dim", "lut", "ff", "dsp", "bram", "fmax_mhz", "clock_mhz", "seconds"
+    )  # fmt: skip
+    line = {name: report[name] for name in names}
+    try:
+        speed = measure_speed(board, config, graph, tokens)
+    except UserError as error:
+        return line | {"problem": str(error)}
+    return line | {
+        "cycles_per_token": round(speed.cycles),
+        "tokens_per_second": round(report["clock_mhz"] * 1e6 / speed.cycles, 1),
+        "context": speed.context,
+        "tokens": speed.tokens,
+    }
+
+
+def markdown(rows: Sequence[dict[str, Any]], model: str) -> str:
+    """The table for docs/boards.md."""
+    lines = [
+        "| board | preset | D | LUT | FF | DSP | RAM | MHz reached | MHz of the clock | build s "
+        f"| cycles per token, {model} | tokens/s |",
+        "|---" * 12 + "|",
+    ]
+    for item in rows:
+        if "problem" in item:
+            speed = f"{item['problem']} | "
+        else:
+            speed = f"{item['cycles_per_token']:,} | {item['tokens_per_second']:,}"
+        lines.append(
+            f"| `{item['board']}` | `{item['preset']}` | {item['dim']} | {item['lut']:,} | "
+            f"{item['ff']:,} | {item['dsp']} | {item['bram']} | {item['fmax_mhz']} | "
+            f"{item['clock_mhz']:g} | {item['seconds']:,.0f} | {speed} |"
+        )
+    return "\n".join(lines)
