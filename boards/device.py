@@ -47,6 +47,7 @@ class Device:
                 "choose its configuration by --config"
             )
         self.config = config
+        self.memory_bytes: int | None = identity.memory_bytes
         self.progress: Callable[[int, int], None] = lambda done, total: None
         """Told how many bytes of a program are on the board, and of how many."""
         self._base = 0
@@ -136,7 +137,7 @@ class Device:
             assert job.program is not None
             image = np.ascontiguousarray(job.program, dtype=np.uint8).tobytes()
             size = len(image)
-        there = self.link.identity.memory_bytes
+        there = self.memory_bytes
         if job.base + size > there:
             raise UserError(
                 f"The program needs {size:,} bytes of memory, and the board has {there:,}: choose "

@@ -12,17 +12,14 @@ from systolith.boards.core import memory_bytes
 from systolith.boards.device import Device
 from systolith.boards.simulated import simulated_board
 from systolith.cache import cache_directory
-from systolith.compiler.allocate import DoesNotFit
-from systolith.compiler.decoder import compile_decoder
+from systolith.compiler.decoder import compile_for
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.graph import Graph
-from systolith.program import Program
 from systolith.sim.generate import compare, integer_text, machine_text
 from systolith.sim.writer import Request
 
 _PROMPT = (1, 2, 3, 4)
-_SHORTEST = 16
 
 
 @dataclass(frozen=True)
@@ -36,28 +33,9 @@ class Speed:
     program_bytes: int
 
 
-def fitting_program(graph: Graph, config: Config, room: int) -> Program:
-    """The program with the longest context that fits into ``room`` bytes of memory.
-
-    Raises ``UserError`` if none of at least 16 tokens does.
-    """
-    context = min(graph.context, config.max_length)
-    problem = ""
-    while context >= min(_SHORTEST, graph.context):
-        try:
-            program = compile_decoder(graph, config, context=context)
-            if program.memory_bytes <= room:
-                return program
-            problem = f"{program.memory_bytes:,} bytes are needed and {room:,} are there"
-        except DoesNotFit as error:
-            problem = str(error)
-        context //= 2
-    raise UserError(f"The model does not fit into the board: {problem}")
-
-
 def measure_speed(board: Board, config: Config, graph: Graph, tokens: int) -> Speed:
-    """Writes ``tokens`` tokens on the simulated board. Raises ``UserError`` as above."""
-    program = fitting_program(graph, config, memory_bytes(board))
+    """Writes ``tokens`` tokens on the simulated board, where the model fits into its memory."""
+    program = compile_for(graph, config, memory_bytes(board))
     context = program.metadata["context"]
     request = Request(prompt=[t % graph.vocabulary for t in _PROMPT], tokens=tokens)
     with simulated_board(board.name, config) as port:

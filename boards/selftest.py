@@ -18,7 +18,8 @@ import numpy as np
 from systolith import registers
 from systolith.boards.device import Device
 from systolith.boards.locate import first_difference
-from systolith.compiler.decoder import compile_decoder, set_prompt
+from systolith.compiler.allocate import DoesNotFit
+from systolith.compiler.decoder import compile_for, set_prompt
 from systolith.graph import Graph
 from systolith.program import Program
 from systolith.sim.generate import Mismatch, compare, integer_text, machine_text
@@ -201,8 +202,10 @@ def _known_answer(device: Device, program: Program) -> str:
 
 
 def _model(device: Device, graph: Graph, tokens: int) -> str:
-    program = compile_decoder(graph, device.config)
-    _demand_room(device, program)
+    try:
+        program = compile_for(graph, device.config, device.memory_bytes)
+    except DoesNotFit as why:
+        raise _Skip(str(why)) from None
     request = Request(prompt=[t % graph.vocabulary for t in _PROMPT], tokens=tokens)
     reference = integer_text(graph, request, context=program.metadata["context"])
     made = machine_text(program, request, device)

@@ -53,6 +53,8 @@ STOP_WORD = 8
 """Byte offset in ``control`` of the token to stop at."""
 
 R = Registers
+_SHORTEST_CONTEXT = 16
+"""Of a program that is cut to the memory there is."""
 
 
 def compile_decoder(
@@ -83,6 +85,24 @@ def compile_decoder(
             for on_chip in (True, False)
         ],
     )
+
+
+def compile_for(graph: Graph, config: Config, room: int | None) -> Program:
+    """The program with the longest context whose memory is at most ``room`` bytes.
+
+    Contexts are halved down to 16. Raises ``DoesNotFit`` if none fits.
+    """
+    context = context_of(graph, config, None)
+    while True:
+        program = compile_decoder(graph, config, context=context)
+        if room is None or program.memory_bytes <= room:
+            return program
+        if context // 2 < _SHORTEST_CONTEXT:
+            raise DoesNotFit(
+                f"The program needs {program.memory_bytes:,} bytes of memory with a context of "
+                f"{context}, and there are {room:,}: choose a smaller model, or a board with more"
+            )
+        context //= 2
 
 
 def context_of(graph: Graph, config: Config, context: int | None) -> int:

@@ -275,10 +275,11 @@ class Session:
 
         if self.backend == "golden":
             return integer_text(self.graph, request, tell)
-        from systolith.compiler.decoder import compile_decoder
+        from systolith.compiler.decoder import compile_for
 
         if self._decoder is None:
-            self._decoder = compile_decoder(self.graph, self.config)
+            room = None if isinstance(self.backend, str) else self.backend.memory_bytes
+            self._decoder = compile_for(self.graph, self.config, room)
         program = self._decoder
         made = machine_text(program, request, self.backend, tell, **self.memory_settings)
         self.counters = dict(made.counters)

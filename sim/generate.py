@@ -14,7 +14,7 @@ import numpy as np
 from systolith.compiler.decoder import (
     NO_STOP,
     STOP_WORD,
-    compile_decoder,
+    compile_for,
     logit_rows,
     logits,
     set_prompt,
@@ -245,7 +245,8 @@ def generate(
     if backend == "golden":
         return integer_text(graph, request, on_token)
     request.total(graph.context)
-    program = compile_decoder(graph, config)
+    room = None if isinstance(backend, str) else backend.memory_bytes
+    program = compile_for(graph, config, room)
     result = machine_text(
         program, request, backend, on_token, waves, trace, **memory_settings
     )

@@ -97,6 +97,8 @@ class Machine(Protocol):
     """
 
     config: Config
+    memory_bytes: int | None
+    """As much memory as a program may have; None: any."""
     peek: Callable[[int, int], bytes] | None
 
     def run_all(

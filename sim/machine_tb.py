@@ -86,6 +86,7 @@ class MachineSim:
         if unknown:
             raise ValueError(f"Setting must be one of {', '.join(SETTINGS)}, not {unknown[0]!r}")
         self.config = config
+        self.memory_bytes = None  # as many as a program wants
         self.peek = None  # every mark is passed on
         self.size_bytes = size_bytes
         self.settings = memory
