@@ -17,7 +17,7 @@ many block RAMs that their wires take too long."""
 SHALLOWEST = 1 << 9
 """Words of a block RAM at its widest; a smaller bank would take as much."""
 
-_READ_CYCLES = 3
+_READ_CYCLES = 4
 """Of ``Banks``."""
 _PLACES = 8
 """For words that are read: two more than cycles of the pipeline, rounded up."""
@@ -52,7 +52,7 @@ def check_size(config: Config, size_bytes: int, init: bytes = b"") -> None:
 
 
 class Banks(wiring.Component):
-    """RAM of any number of words: a byte-enabled write port and a read port of three cycles.
+    """RAM of any number of words: a byte-enabled write port and a read port of four cycles.
 
     FPGAs' tools round the depth of a memory up, or put multiplexers of many block RAMs behind it.
     It is therefore cut into banks that are powers of two. On ECP5, where a block RAM (DP16KD) holds
@@ -66,7 +66,7 @@ class Banks(wiring.Component):
     r_index : in
         A word to read, every cycle.
     r_data : out
-        The word that was asked for three cycles ago; anything if it was written in that cycle.
+        The word that was asked for four cycles ago; anything if it was written in that cycle.
     """
 
     def __init__(self, config: Config, words: int, init: bytes = b"") -> None:
@@ -90,8 +90,9 @@ class Banks(wiring.Component):
         step = self.config.bus_bytes
         parts = banks(self.words)
         asked = Signal(range(len(parts)), reset_less=True)
+        read = Signal(range(len(parts)), reset_less=True)
         found = Signal(range(len(parts)), reset_less=True)
-        m.d.sync += found.eq(asked)
+        m.d.sync += [read.eq(asked), found.eq(read)]
         words: list[Value] = []
         for number, (first, size) in enumerate(parts):
             init = self.init[first * step : (first + size) * step]
@@ -127,7 +128,10 @@ class Banks(wiring.Component):
                 m.d.sync += [w_index.eq(self.w_index), w_data.eq(self.w_data)]
             with m.If(reads):
                 m.d.sync += [r_index.eq(self.r_index), asked.eq(number)]
-            words.append(reader.data)
+            # Block RAM is slow, and far from some of what it goes to.
+            word = Signal(8 * step, name=f"word_{number}", reset_less=True)
+            m.d.sync += word.eq(reader.data)
+            words.append(word)
         with m.Switch(found):
             for number, word in enumerate(words):
                 with m.Case(number):
@@ -139,7 +143,7 @@ class BlockMemory(wiring.Component):
     """An AXI slave whose memory is block RAM.
 
     Reads and writes run beside each other, each a beat a cycle, without a gap between bursts. The
-    first beat of R comes five cycles after AR was taken, B one cycle after the last W; a read whose
+    first beat of R comes six cycles after AR was taken, B one cycle after the last W; a read whose
     AR comes after a write's B sees it (before that, it may bring anything). Bursts are answered in
     order, with their IDs; they are INCR bursts of full-width beats that do not cross 4 KiB.
     Addresses count from the first byte; beats beyond the last are answered with DECERR, and not

@@ -71,7 +71,7 @@ def _bursts(config_bytes: int, base: int, lengths: list[int]) -> list:
 
 
 def test_a_beat_every_cycle_in_both_directions() -> None:
-    """Bursts of 1 to 64 beats back to back, reads beside writes, after a latency of five cycles."""
+    """Bursts of 1 to 64 beats back to back, reads beside writes, after a latency of six cycles."""
     lengths = [64, 1, 2, 1, 1, 16, 3, 64]
     reads = _bursts(8, 0, lengths)
     writes = _bursts(8, 4096, lengths)
@@ -81,7 +81,7 @@ def test_a_beat_every_cycle_in_both_directions() -> None:
     assert result["read_span"] == total
     # A burst of one beat is accepted a cycle before its beat: no gap, either.
     assert result["write_span"] == total
-    assert result["latency"] == 5
+    assert result["latency"] == 6
 
 
 def test_one_port_is_shared_evenly() -> None:
@@ -141,7 +141,7 @@ def test_ecp5_block_rams(preset: str, size: int, block_rams: int, tmp_path: Path
     assert cells["DP16KD"] == block_rams
     # The queue of results, eight beats, is all that is in LUT RAM.
     assert cells["TRELLIS_DPR16X4"] <= (8 * PRESETS[preset].bus_bytes + 4 + 3) // 4
-    assert cells["TRELLIS_FF"] < 900
+    assert cells["TRELLIS_FF"] < 1400
 
 
 def test_up5k_spram(tmp_path: Path) -> None:

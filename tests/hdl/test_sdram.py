@@ -11,7 +11,7 @@ from systolith.hdl.sdram import Sdram
 from systolith.hdl.sdram_chip import TANG_NANO_20K_SDRAM, ULX3S_SDRAM, SdramChip, SdramCycles
 from systolith.sim.benches.board_memory_top import FlatSlave
 from systolith.sim.build import Build, amaranth_verilog, build
-from systolith.sim.runner import run
+from systolith.sim.runner import BenchFailure, run
 from systolith.sim.sdram import SDRAM_CHIP, sdram_top
 
 # (preset, chip, clock, capture, chip's clock inverted): words of a beat 4, 1, 2 and 8; CL 2 and 3.
@@ -22,6 +22,9 @@ CASES = {
     "tang_wide": ("small", TANG_NANO_20K_SDRAM, 80e6, 0, True),
     "wide_bus": ("bench", ULX3S_SDRAM, 60e6, 1, False),
 }
+
+FAST = ("ulx3s", "tang")
+NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES]
 
 
 @functools.cache
@@ -34,7 +37,7 @@ def _build(case: str) -> Build:
 
 
 @pytest.mark.parametrize("idle", ["none", "random", "bursty"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", NAMES)
 def test_random_traffic(case: str, idle: str, seed: int) -> None:
     """Rows, banks and both ends of the chip; what cocotbext-axi wrote is in the chip afterwards."""
     chip = CASES[case][1]
@@ -63,7 +66,7 @@ def _decode(config: Config, chip: SdramChip, beats: int) -> dict:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", NAMES)
 def test_bandwidth(case: str, seed: int) -> None:
     """At least 90 % of the peak, a word a cycle, refresh included."""
     preset, chip, clock_hz, _, _ = CASES[case]
@@ -96,6 +99,22 @@ def test_latency_of_an_idle_controller(case: str) -> None:
     result = run(_build(case), "board_memory", arguments, test="streams")
     words = 8 * config.bus_bytes // chip.data_bits
     assert result["latency"] == max(cycles.rcd, 2) + cycles.cas + capture + words + 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hurry", "rule"),
+    [({"t_rp": 10.0}, "tRP"), ({"t_rfc": 40.0}, "tRFC"), ({"t_refi": 40000.0}, "too late")],
+)
+def test_a_controller_for_another_chip_is_seen(hurry: dict, rule: str, seed: int) -> None:
+    """Made for a faster chip than is there, the controller breaks that very rule."""
+    config = PRESETS["small"]
+    memory = Sdram(config, replace(ULX3S_SDRAM, **hurry), 80e6)
+    text = amaranth_verilog(FlatSlave(config, memory), "core")
+    made = build(*sdram_top(text, "core", ULX3S_SDRAM, 80e6), sources=[SDRAM_CHIP])
+    arguments = _decode(config, ULX3S_SDRAM, 3072)
+    with pytest.raises(BenchFailure, match=f"SDRAM: .*{rule}"):
+        run(made, "board_memory", arguments, seed=seed, test="streams")
 
 
 def test_errors() -> None:
