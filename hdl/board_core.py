@@ -11,7 +11,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect
 
 from systolith.config import Config
-from systolith.hdl.axi import flat_ports
+from systolith.hdl.axi import AXI4Lite, AXI4Read, AXI4Write, attach_flat
 from systolith.hdl.block_memory import BlockMemory
 from systolith.hdl.link import HostLink
 from systolith.hdl.memory_bus import MemoryBus
@@ -23,16 +23,6 @@ from systolith.host_link import Identity
 
 _MACHINE, _HOST = range(2)
 """Masters of the memory bus."""
-
-
-def _connect_machine(m: Module, machine: Systolith, prefix: str, inner) -> None:
-    """The flat ports of the machine to the interface of a block here."""
-    for port in flat_ports(prefix, inner.signature.flip()):
-        outer = getattr(machine, port.name)
-        if port.flow is Out:
-            m.d.comb += port.of(inner).eq(outer)
-        else:
-            m.d.comb += outer.eq(port.of(inner))
 
 
 class BoardCore(wiring.Component):
@@ -110,9 +100,9 @@ class BoardCore(wiring.Component):
             link.build.eq(self.build_hash),
             self.uart_tx.eq(link.tx),
         ]
-        _connect_machine(m, machine, "s_axil", link.lite)
-        _connect_machine(m, machine, "m_axi", bus.read_masters[_MACHINE])
-        _connect_machine(m, machine, "m_axi", bus.write_masters[_MACHINE])
+        connect(m, link.lite, attach_flat(m, machine, "s_axil", AXI4Lite().flip()))
+        connect(m, attach_flat(m, machine, "m_axi", AXI4Read(config)), bus.read_masters[_MACHINE])
+        connect(m, attach_flat(m, machine, "m_axi", AXI4Write(config)), bus.write_masters[_MACHINE])
         connect(m, link.read, bus.read_masters[_HOST])
         connect(m, link.write, bus.write_masters[_HOST])
         for number, memory in enumerate(memories):
