@@ -25,6 +25,8 @@ from systolith.boards.tools import ToolError
 from systolith.config import PRESETS
 from systolith.errors import UserError
 
+from .wrapped import Wrapped
+
 TINY = PRESETS["tiny"]
 
 
@@ -115,6 +117,18 @@ def test_a_bitstream_for_every_board(name: str, tmp_path: Path) -> None:
     assert report.checks["at most one multiplier per processing element"]
     assert report.bram == report.memories["block"] + (name == "icebreaker") * 3
     assert report.latches == 0 and report.seed == 3
+
+
+@pytest.mark.slow
+def test_the_bare_machine_for_a_nexus(tmp_path: Path) -> None:
+    """Three quarters of an hour: the whole machine D = 4 on a family that has room for it."""
+    board = find_board("crosslink_nx_evn")
+    if not installed(board):
+        pytest.skip("the tools of Nexus are not installed")
+    report = build(board, Wrapped, TINY, tmp_path / "out", preset="tiny")
+    assert all(report.checks.values()), report.checks
+    assert 40 <= report.dsp <= 56 and report.blocks["core.machine.matmul"]["dsp"] >= 8
+    assert report.clock_mhz == 12 <= report.fmax_mhz
 
 
 @pytest.mark.slow
