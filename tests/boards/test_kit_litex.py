@@ -93,7 +93,8 @@ def test_the_manifest_must_match(tmp_path: Path) -> None:
         "    try: call()\n    except ValueError as error: print(error)\n"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        # Not here, where a folder has the name of a package that LiteX looks for.
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     first, second = answer.stdout.strip().splitlines()
     assert first.startswith("The manifest has the port 'extra'")
