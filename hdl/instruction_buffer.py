@@ -43,7 +43,8 @@ class InstructionBuffer(wiring.Component):
         With ``restart``: the instruction is there or on its way; otherwise what was requested must
         not be written any more.
     free : out
-        Beats that may be requested.
+        Beats that may be requested; a register. It is 0 in the cycle after a request or a hit,
+        until both are counted.
     """
 
     def __init__(self, width: int, beats: int, ahead: int, rows: int) -> None:
@@ -89,7 +90,6 @@ class InstructionBuffer(wiring.Component):
         m.d.comb += [
             wanted.eq(self.pc << index_bits),
             ahead.eq(requested[: place_bits + 1] - reading),
-            self.free.eq(Mux(ahead < self.ahead, self.ahead - ahead, 0)),
             at.eq(Mux(self.restart, wanted[: place_bits + 1], reading + self.next)),
             read.addr.eq(at[:place_bits]),
             read.en.eq(1),
@@ -112,12 +112,17 @@ class InstructionBuffer(wiring.Component):
         else:
             m.d.comb += there.eq(at != written)
         m.d.sync += [
+            self.free.eq(
+                Mux((self.requested == 0) & (ahead < self.ahead), self.ahead - ahead, 0)
+            ),
             reading.eq(at),
             written.eq(written + self.write),
             requested.eq(requested + self.requested),
             kept.eq(Mux(more > self.depth, self.depth, more)),
             self.valid.eq(there & ~(self.restart & ~self.hit)),
         ]
+        with m.If(self.restart):
+            m.d.sync += self.free.eq(Mux(self.hit, 0, self.ahead))
         with m.If(self.restart & ~self.hit):
             m.d.sync += [
                 written.eq(wanted[: place_bits + 1]),

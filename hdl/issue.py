@@ -2,11 +2,11 @@
 
 from amaranth import Cat, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
 from systolith.hdl.layouts import COMMAND, PC_BITS
+from systolith.hdl.queue import Queue
 from systolith.isa import QUEUED, SEMAPHORES, Unit, semaphore
 
 UNDER_WAY = 8
@@ -96,9 +96,10 @@ class Issue(wiring.Component):
     blocked : out, 4; blocked_pc : array of 4 x 24, out
         An instruction is at the head of the queue, not granted; its index.
     moved : out, 1
-        Something was queued, granted, taken or finished; for the watchdog.
+        Something was queued, granted, taken or finished in the cycle before; for the watchdog.
     overflow : out, 1; overflow_pc : out, 24
-        A semaphore at its maximum was signalled; index of the instruction that did.
+        A semaphore at its maximum was signalled in the cycle before; index of the instruction that
+        did.
     """
 
     def __init__(self, config: Config) -> None:
@@ -127,15 +128,16 @@ class Issue(wiring.Component):
         m.submodules.semaphores = semaphores = Semaphores()
         grants = Signal(len(QUEUED))
         taken = Signal(len(QUEUED))
-        overflows = Signal(len(QUEUED))
+        overflows, overflowed = Signal(len(QUEUED)), Signal(len(QUEUED))
         incoming = self.queued.payload
 
         def pick(mask: Value, bits: list[int]) -> Value:
             return Cat(mask[bit] for bit in bits)
 
         for unit in QUEUED:
-            queue = SyncFIFO(width=_ENTRY.size, depth=self.config.queue_depth)
-            under_way = SyncFIFO(width=_STARTED.size, depth=UNDER_WAY)
+            # The wait mask from registers: what starts depends on it within the cycle.
+            queue = Queue(_ENTRY.size, self.config.queue_depth, registered=_OWN)
+            under_way = Queue(_STARTED.size, UNDER_WAY)
             name = unit.name.lower()
             m.submodules[f"{name}_queue"] = queue
             m.submodules[f"{name}_under_way"] = under_way
@@ -147,11 +149,8 @@ class Issue(wiring.Component):
             consumed, produced = _consumed(unit), _produced(unit)
             missing = head.wait & ~pick(semaphores.available, consumed)
 
-            # A register: what is queued in this cycle counts, what leaves counts a cycle later.
-            room = Signal(name=f"{name}_room", init=1)
-            m.d.sync += room.eq(queue.w_level + queue.w_en < self.config.queue_depth)
             with m.If(incoming.unit == unit):
-                m.d.comb += self.queued.ready.eq(room)
+                m.d.comb += self.queued.ready.eq(queue.w_rdy)
             m.d.comb += [
                 queue.w_data.eq(
                     Cat(
@@ -160,7 +159,7 @@ class Issue(wiring.Component):
                         incoming.command,
                     )
                 ),
-                queue.w_en.eq(self.queued.valid & room & (incoming.unit == unit)),
+                queue.w_en.eq(self.queued.valid & (incoming.unit == unit)),
                 grants[unit].eq(
                     queue.r_rdy & ~granted & under_way.w_rdy & ~missing.any() & ~self.stop
                 ),
@@ -192,12 +191,18 @@ class Issue(wiring.Component):
 
         m.d.comb += [
             self.idle.eq(self.unit_idle.all()),
+            self.overflow.eq(overflowed.any()),
+        ]
+        # Registers: ``done`` comes late.
+        m.d.sync += [
+            overflowed.eq(overflows),
             self.moved.eq(
                 (self.queued.valid & self.queued.ready) | (grants | taken | self.done).any()
             ),
-            self.overflow.eq(overflows.any()),
         ]
         for unit in reversed(QUEUED):
-            with m.If(overflows[unit]):
-                m.d.comb += self.overflow_pc.eq(self.running_pc[unit])
+            pc = Signal(PC_BITS, name=f"overflowed_pc_{unit}", reset_less=True)
+            m.d.sync += pc.eq(self.running_pc[unit])
+            with m.If(overflowed[unit]):
+                m.d.comb += self.overflow_pc.eq(pc)
         return m

@@ -2,7 +2,7 @@
 
 from amaranth import Module, Mux, Signal
 from amaranth.hdl import Value
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolith import isa
@@ -18,6 +18,7 @@ from systolith.hdl.layouts import (
     row,
 )
 from systolith.hdl.pipeline import Buffer
+from systolith.hdl.queue import Queue
 from systolith.registers import Error
 
 LOCAL_BITS = 20
@@ -77,8 +78,11 @@ class _Source(wiring.Component):
         address = Signal(LOCAL_BITS, reset_less=True)
         row_address = Signal(LOCAL_BITS, reset_less=True)
         words_left = Signal(16, reset_less=True)
+        # Registers, each found a word or a row ahead.
+        one_word, row_ends = Signal(reset_less=True), Signal(reset_less=True)
+        last_row = Signal(reset_less=True)
 
-        m.submodules.ahead = ahead = fifo.SyncFIFO(width=word_bits, depth=self.AHEAD)
+        m.submodules.ahead = ahead = Queue(word_bits, self.AHEAD)
         room = Signal(range(self.AHEAD + 1), init=self.AHEAD)
         """Words of the FIFO that are neither occupied nor reserved."""
         enough = Signal(init=1)
@@ -110,7 +114,7 @@ class _Source(wiring.Component):
             reads.i.payload.accumulator.eq(current.accumulator),
             reads.i.payload.single.eq(current.single),
             reads.i.payload.value.eq(current.value),
-            finishes.eq(asked & (current.single | ((words_left == 1) & (current.rows == 1)))),
+            finishes.eq(asked & (current.single | (row_ends & last_row))),
             self.fetches.ready.eq(~active | finishes),
             need.eq(Mux(this.accumulator & ~this.single, _ACC_WORDS, 1)),
             # One word enters the FIFO in each cycle: the next must find the way free.
@@ -127,13 +131,17 @@ class _Source(wiring.Component):
             reads.o.ready.eq(granted),
         ]
         with m.If(asked):
-            m.d.sync += [address.eq(address + 1), words_left.eq(words_left - 1)]
-            with m.If(words_left == 1):
+            m.d.sync += [
+                address.eq(address + 1), words_left.eq(words_left - 1), row_ends.eq(words_left == 2)
+            ]
+            with m.If(row_ends):
                 m.d.sync += [
                     address.eq(row_address),
                     row_address.eq(row_address + current.local_stride),
                     words_left.eq(current.words),
                     current.rows.eq(current.rows - 1),
+                    row_ends.eq(one_word),
+                    last_row.eq(current.rows == 2),
                 ]
         with m.If(self.fetches.ready):
             fetch = self.fetches.payload
@@ -143,6 +151,9 @@ class _Source(wiring.Component):
                 address.eq(fetch.local),
                 row_address.eq(fetch.local + fetch.local_stride),
                 words_left.eq(fetch.words),
+                one_word.eq(fetch.words == 1),
+                row_ends.eq(fetch.words == 1),
+                last_row.eq(fetch.rows == 1),
             ]
 
         m.d.sync += [
@@ -235,6 +246,8 @@ class StoreUnit(wiring.Component):
         command = self.commands.payload
         prepared = Signal()
         fetch = Signal(_FETCH, reset_less=True)
+        several, empty = Signal(reset_less=True), Signal(reset_less=True)
+        """More than one row; nothing to copy."""
         start = Signal(32, reset_less=True)
         stride = Signal(32, reset_less=True)
         pc = Signal(PC_BITS, reset_less=True)
@@ -244,6 +257,11 @@ class StoreUnit(wiring.Component):
                 start.eq(self.base + operand(command, "store", "address")),
                 stride.eq(operand(command, "store", "stride")),
                 pc.eq(command.pc),
+                several.eq(operand(command, "store", "rows") > 1),
+                empty.eq(
+                    (operand(command, "store", "rows") == 0)
+                    | (operand(command, "store", "words") == 0)
+                ),
                 fetch.value.eq(operand(command, "storew", "value")),
                 fetch.single.eq(command.opcode == isa.BY_NAME["storew"].code),
                 fetch.accumulator.eq(
@@ -260,8 +278,8 @@ class StoreUnit(wiring.Component):
             m.d.comb += [misaligned.eq(start[:2].any()), skip.eq(misaligned)]
         with m.Else():
             m.d.comb += [
-                misaligned.eq(start[:size].any() | (stride[:size].any() & (fetch.rows > 1))),
-                skip.eq(misaligned | (fetch.rows == 0) | (fetch.words == 0)),
+                misaligned.eq(start[:size].any() | (stride[:size].any() & several)),
+                skip.eq(misaligned | empty),
             ]
 
         # A job goes to the address side and to the data side in the same cycle.
@@ -304,12 +322,8 @@ class StoreUnit(wiring.Component):
         # Address side: each burst goes to AW, to the W side and, in order, to the response side.
         w_burst = data.StructLayout({"len": 8, "single": 1, "lane": lane_bits})
         b_burst = data.StructLayout({"pc": PC_BITS, "final": 1, "skip": 1, "misaligned": 1})
-        m.submodules.w_bursts = w_bursts = fifo.SyncFIFO(
-            width=w_burst.size, depth=config.outstanding
-        )
-        m.submodules.b_bursts = b_bursts = fifo.SyncFIFO(
-            width=b_burst.size, depth=config.outstanding
-        )
+        m.submodules.w_bursts = w_bursts = Queue(w_burst.size, max(2, config.outstanding))
+        m.submodules.b_bursts = b_bursts = Queue(b_burst.size, max(2, config.outstanding))
         # A burst waits in registers, so that the splitter needs no answer of the bus in its cycle.
         m.submodules.bursts = bursts = Buffer(splitter.bursts.payload.shape())
         wiring.connect(m, splitter.bursts, bursts.i)

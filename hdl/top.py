@@ -213,6 +213,9 @@ class Systolith(wiring.Component):
             csr.mark.eq(sequencer.mark),
             csr.marked.eq(sequencer.marked),
             csr.clear.eq(supervisor.machine_reset),
+        ]
+        # What is counted, a cycle later: it is the end of many a long path.
+        m.d.units += [
             csr.matmul_started.eq(matmul.commands.valid & matmul.commands.ready),
             csr.matmul_wrote.eq(matmul.wrote),
             csr.count_array_rows.eq(matmul.streaming),

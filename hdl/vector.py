@@ -11,7 +11,6 @@ wait in a queue for the writer, which takes results in the order of instructions
 
 from amaranth import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from systolith import isa
@@ -23,6 +22,7 @@ from systolith.hdl.layouts import COMMAND, UnitSignature, operand
 from systolith.hdl.norm import ROW as NORM_ROW
 from systolith.hdl.norm import Norm
 from systolith.hdl.pipeline import Results
+from systolith.hdl.queue import Queue
 from systolith.hdl.row_walk import WALK
 from systolith.hdl.softmax import ROW as SOFTMAX_ROW
 from systolith.hdl.softmax import Softmax
@@ -60,9 +60,9 @@ class VectorUnit(wiring.Component):
     it is ``independent``, in the cycle after the last beat of the one before it has left the reader
     (and its last parameters, which a norm of many features takes late). Beats of ``vector`` with
     another operation than the one before enter the ALU when the last result of that one has come
-    out, in the cycle after it; with the same operation at once. Results wait, in places for 32
+    out, in the second cycle after it; with the same operation at once. Results wait, in places for 32
     beats of the ALU, until all results before them are written; the writer takes the first beat of
-    an instruction in the cycle after the last write of the one before.
+    an instruction in the second cycle after the last write of the one before.
 
     Throughput of ``vector``: one beat of V lanes a cycle, but a block takes as many cycles at least
     as it needs reads from the activation memory. Cycles from the acceptance of a command to its
@@ -175,15 +175,18 @@ class VectorUnit(wiring.Component):
         # The operation changes between the last result of one and the first beat of the next.
         comparing = self._compare(m, command, switch, operation, wanted)
         beats = Signal(range(_RESULTS + 1))
-        drained, same = Signal(), Signal()
-        m.d.sync += beats.eq(beats + alu.i.valid - alu.o.valid)
-        m.d.comb += [
-            drained.eq(((beats == 0) | ((beats == 1) & alu.o.valid & ~wanted)) & ~comparing),
+        empty, same = Signal(init=1), Signal()
+        # ``same`` is a register: command and operation stand still before the switch they wait for.
+        m.d.sync += [
+            beats.eq(beats + alu.i.valid - alu.o.valid),
+            empty.eq(~alu.i.valid & ((beats == 0) | ((beats == 1) & alu.o.valid))),
             same.eq(
                 (Value.cast(operation) == Value.cast(self._operation_of(command)))
                 & ~(wanted | operand(command, "vector", "argmax"))
             ),
-            switch.eq(switching & (drained | same)),
+        ]
+        m.d.comb += [
+            switch.eq(switching & ((empty & ~comparing) | same)),
         ]
         with m.If(start):
             m.d.sync += switching.eq(kinds.vector)
@@ -224,7 +227,7 @@ class VectorUnit(wiring.Component):
         item = data.StructLayout({"destination": DESTINATION, "kinds": KINDS, "argmax": 1})
         new = Signal(item)
         wide = operand(command, "vector", "d_wide")
-        m.submodules.destinations = queue = SyncFIFO(width=item.size, depth=UNDER_WAY)
+        m.submodules.destinations = queue = Queue(item.size, UNDER_WAY)
         head = data.View(item, queue.r_data)
         writing, source, compares = Signal(), Signal(KINDS), Signal()
         m.d.comb += [
@@ -235,7 +238,7 @@ class VectorUnit(wiring.Component):
             new.argmax.eq(kinds.vector & operand(command, "vector", "argmax")),
             queue.w_data.eq(Value.cast(new)),
             queue.w_en.eq(start),
-            write.start.eq(queue.r_rdy & (~writing | self.done)),
+            write.start.eq(queue.r_rdy & ~writing),
             write.destination.eq(head.destination),
             queue.r_en.eq(write.start),
             self.done.eq(writing & write.finished & ~(compares & comparing)),

@@ -22,7 +22,7 @@ class Parameters:
     """From the execution of a taken branch to the restart of the fetch."""
     shift_bits: int = 4
     """A shift takes a cycle for as many bits, and one for each that is left."""
-    drained: int = 1
+    drained: int = 2
     """From the last ``done`` to the execution of fence, mark, halt or argmax."""
 
     # hdl/instruction_fetch.py
@@ -32,6 +32,11 @@ class Parameters:
     """Instructions in a burst, where ``max_burst`` allows."""
     request: int = 2
     """From the decision to ask to AR: the request's register and the arbiter's."""
+    ask: int = 2
+    """From a decision to ask, a beat that leaves the buffer or a hit to the next decision: how much
+    is free is in a register."""
+    word_asked: int = 1
+    """From the execution of an ``ldr`` to the decision to ask."""
     word: int = 3
     """From a beat to its first word in the sequencer."""
     hit: int = 2
@@ -45,7 +50,7 @@ class Parameters:
     the ``done`` that signals its semaphore, to its grant."""
     offer: int = 0
     """From the grant to the first cycle in which the unit can take it."""
-    room: int = 2
+    room: int = 1
     """From the departure of an instruction to the arrival of another one in a full queue."""
     under_way: int = 8
     """Instructions that a unit may have begun and not finished."""
@@ -99,8 +104,10 @@ class Parameters:
     """Blocks that are read while the ALU still does something else."""
     vector_done: int = 2
     """From the last beat out of the ALU to ``done``."""
-    writer: int = 1
+    writer: int = 2
     """From the ``done`` before to that of an instruction whose results wait, beyond its beats."""
+    switch: int = 1
+    """From the last result of one operation to the first beat of another, less one."""
     destinations: int = 4
     """Instructions that may wait for the writer."""
     vector_reads: int = 2

@@ -99,7 +99,7 @@ class VectorUnit:
             switch = start + 1
             operation = self._operation(fields)
             if operation != self.operation or fields.get("argmax", 0):
-                switch = max(switch, self.drained)
+                switch = max(switch, self.drained + p.switch)
             self.operation = operation
             span = vectors.span(item.op, fields)
             last = begin + p.first_beat + max(reads - 1, 0) + span - 1
