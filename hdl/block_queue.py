@@ -9,10 +9,10 @@ from systolith.hdl.pipeline import Credits
 
 
 class BlockQueue(wiring.Component):
-    """Four places for the answers of a memory that cannot be held up.
+    """Eight places for the answers of a memory that cannot be held up.
 
-    A request claims a place for its answer, which is pushed in the next cycle. Four places are
-    enough for an answer every cycle. A place can be claimed again in the second cycle after ``pop``.
+    A request claims a place for its answer, which is pushed in the second cycle after. A place can
+    be claimed again in the second cycle after ``pop``: five would do for an answer every cycle.
 
     Members
     -------
@@ -28,7 +28,7 @@ class BlockQueue(wiring.Component):
         A register: a place is free and not claimed.
     """
 
-    PLACES = 4
+    PLACES = 8
 
     def __init__(self, shape) -> None:
         self.shape = shape

@@ -99,9 +99,9 @@ class _Source(wiring.Component):
         """Both of these, from a register."""
         arrived_single = Signal()
         value = Signal(32, reset_less=True)
-        rest = Signal((_ACC_WORDS - 1) * word_bits, reset_less=True)
-        """Words of the last accumulator row that still have to go into the FIFO."""
-        rest_count = Signal(range(_ACC_WORDS))
+        rest = Signal(_ACC_WORDS * word_bits, reset_less=True)
+        """Words of the last read that still have to go into the FIFO."""
+        rest_count = Signal(range(_ACC_WORDS + 1))
 
         wanted = Signal()
         granted = Signal()
@@ -118,7 +118,7 @@ class _Source(wiring.Component):
             self.fetches.ready.eq(~active | finishes),
             need.eq(Mux(this.accumulator & ~this.single, _ACC_WORDS, 1)),
             # One word enters the FIFO in each cycle: the next must find the way free.
-            wanted.eq(reads.o.valid & ~arrived_row & (rest_count <= 1) & enough),
+            wanted.eq(reads.o.valid & ~arrived_row & (rest_count <= 2) & enough),
             self.activation.en.eq(wanted & ~this.single & ~this.accumulator),
             self.activation.addr.eq(this.address),
             self.accumulator.en.eq(wanted & ~this.single & this.accumulator),
@@ -165,21 +165,20 @@ class _Source(wiring.Component):
             enough.eq(room >= 2 * _ACC_WORDS),
             room.eq(room - Mux(granted, need, 0) + (self.words.valid & self.words.ready)),
         ]
-        row_in = Value.cast(self.accumulator.data)
         with m.If(arrived & arrived_accumulator):
-            m.d.sync += [rest.eq(row_in[word_bits:]), rest_count.eq(_ACC_WORDS - 1)]
+            m.d.sync += [rest.eq(Value.cast(self.accumulator.data)), rest_count.eq(_ACC_WORDS)]
+        with m.Elif(arrived):
+            one = Mux(
+                arrived_single,
+                value.replicate(word_bits // 32),
+                Value.cast(self.activation.data),
+            )
+            m.d.sync += [rest.eq(one), rest_count.eq(1)]
         with m.Elif(rest_count != 0):
             m.d.sync += [rest.eq(rest[word_bits:]), rest_count.eq(rest_count - 1)]
-        with m.If(~arrived):
-            m.d.comb += ahead.w_data.eq(rest)
-        with m.Elif(arrived_accumulator):
-            m.d.comb += ahead.w_data.eq(row_in)
-        with m.Elif(arrived_single):
-            m.d.comb += ahead.w_data.eq(value.replicate(word_bits // 32))
-        with m.Else():
-            m.d.comb += ahead.w_data.eq(Value.cast(self.activation.data))
         m.d.comb += [
-            ahead.w_en.eq(arrived | (rest_count != 0)),
+            ahead.w_data.eq(rest),
+            ahead.w_en.eq(rest_count != 0),
             self.words.payload.eq(ahead.r_data),
             self.words.valid.eq(ahead.r_rdy),
             ahead.r_en.eq(self.words.ready),

@@ -66,8 +66,8 @@ class Parameters:
     """From the last beat to ``done``."""
 
     # hdl/store.py
-    store_data: int = 6
-    """From the job to the first beat of W: buffer, address, read, FIFO, register of W."""
+    store_data: int = 7
+    """From the job to the first beat of W: buffer, address, read, register, FIFO, register of W."""
     store_read: int = 5
     """From the start of a store to its first read of a local memory."""
     store_burst: int = 2
@@ -98,9 +98,9 @@ class Parameters:
     # hdl/vector.py and what is in it
     dependent: int = 1
     """From ``done`` to the beginning of an instruction that waited for it."""
-    first_beat: int = 3
+    first_beat: int = 5
     """From the beginning of an instruction to its first beat, if that needs one read."""
-    read_ahead: int = 5
+    read_ahead: int = 9
     """Blocks that are read while the ALU still does something else."""
     vector_done: int = 2
     """From the last beat out of the ALU to ``done``."""
@@ -124,9 +124,9 @@ class Parameters:
     """What a multiplication takes beyond that."""
     argmax: int = 1
     """A comparison ends so much later than a write, beyond log2 V."""
-    softmax: int = 32
+    softmax: int = 34
     """From its beginning to ``done`` of R rows of n beats, beyond n (R + 2) and log2 V."""
-    norm: int = 37
+    norm: int = 39
     """From its beginning to ``done`` of a row of n beats, beyond 2 n and log2 V."""
     norm_parameters: int = 25
     """From its last parameters to ``done``, where not all of them fit in the queue for them."""
