@@ -70,13 +70,13 @@ class Semaphores(wiring.Component):
 class Issue(wiring.Component):
     """Starts queued instructions when their semaphores allow, and signals when they are finished.
 
-    The head of each queue takes its semaphores when they are all there; from that cycle on it is
+    The head of each queue takes its semaphores when they are all there; from the cycle after it is
     offered to its unit. Units do not hinder each other: a semaphore has one producer and one
     consumer. Of the wait mask of an instruction only the semaphores that its unit consumes count,
     of the signal mask those that it produces. A unit may have up to ``UNDER_WAY`` instructions
     begun and not finished; ``done`` refers to the oldest. An instruction is offered in
-    the cycle after it was queued at the earliest, and a unit can take one every cycle. A signal
-    lets another unit's instruction be offered in the cycle after ``done``.
+    the second cycle after it was queued at the earliest, and a unit can take one every other cycle.
+    A signal lets another unit's instruction be offered in the second cycle after ``done``.
 
     Members
     -------
@@ -130,6 +130,7 @@ class Issue(wiring.Component):
         taken = Signal(len(QUEUED))
         overflows, overflowed = Signal(len(QUEUED)), Signal(len(QUEUED))
         incoming = self.queued.payload
+        moves = Signal(1 + 3 * len(QUEUED))
 
         def pick(mask: Value, bits: list[int]) -> Value:
             return Cat(mask[bit] for bit in bits)
@@ -164,7 +165,7 @@ class Issue(wiring.Component):
                     queue.r_rdy & ~granted & under_way.w_rdy & ~missing.any() & ~self.stop
                 ),
                 pick(semaphores.take, consumed).eq(head.wait & grants[unit].replicate(_OWN)),
-                command.valid.eq((granted & ~self.stop) | grants[unit]),
+                command.valid.eq(granted & ~self.stop),
                 command.payload.eq(head.command),
                 taken[unit].eq(command.valid & command.ready),
                 queue.r_en.eq(taken[unit]),
@@ -196,10 +197,9 @@ class Issue(wiring.Component):
         # Registers: ``done`` comes late.
         m.d.sync += [
             overflowed.eq(overflows),
-            self.moved.eq(
-                (self.queued.valid & self.queued.ready) | (grants | taken | self.done).any()
-            ),
+            moves.eq(Cat(self.queued.valid & self.queued.ready, grants, taken, self.done)),
         ]
+        m.d.comb += self.moved.eq(moves.any())
         for unit in reversed(QUEUED):
             pc = Signal(PC_BITS, name=f"overflowed_pc_{unit}", reset_less=True)
             m.d.sync += pc.eq(self.running_pc[unit])

@@ -133,12 +133,16 @@ class Norm(wiring.Component):
             accept.eq(self.i.valid & self.i.ready),
             info.w_en.eq(accept & first),
             info.w_data.eq(Cat(row.beats, single, row.length[: self.count_bits], row.wide)),
+            ring.claim.eq(accept),
+            ring.write.eq(delay(m, accept, 1, "accept_w")),
+        ]
+
+        # A cycle later: whether a beat is accepted is known late, and the row's end is far.
+        m.d.sync += [
             epilogues.w_en.eq(accept & first),
             epilogues.w_data.eq(
                 Cat(row.length[: self.count_bits], row.center, row.eps, row.eps_shift)
             ),
-            ring.claim.eq(accept),
-            ring.write.eq(delay(m, accept, 1, "accept_w")),
         ]
 
         whole, part = row.length[log_v:], row.length[:log_v]

@@ -100,7 +100,9 @@ class _Source(wiring.Component):
         arrived_single = Signal()
         value = Signal(32, reset_less=True)
         rest = Signal(_ACC_WORDS * word_bits, reset_less=True)
-        """Words of the last read that still have to go into the FIFO."""
+        """Words of the last accumulator row that still have to go into the FIFO."""
+        one, from_row = Signal(word_bits, reset_less=True), Signal()
+        """Any other word on its way there, a register too: memories answer late in a cycle."""
         rest_count = Signal(range(_ACC_WORDS + 1))
 
         wanted = Signal()
@@ -165,19 +167,26 @@ class _Source(wiring.Component):
             enough.eq(room >= 2 * _ACC_WORDS),
             room.eq(room - Mux(granted, need, 0) + (self.words.valid & self.words.ready)),
         ]
-        with m.If(arrived & arrived_accumulator):
-            m.d.sync += [rest.eq(Value.cast(self.accumulator.data)), rest_count.eq(_ACC_WORDS)]
-        with m.Elif(arrived):
-            one = Mux(
-                arrived_single,
-                value.replicate(word_bits // 32),
-                Value.cast(self.activation.data),
-            )
-            m.d.sync += [rest.eq(one), rest_count.eq(1)]
+        a_row = arrived & arrived_accumulator
+        m.d.sync += [
+            rest.eq(Mux(a_row, Value.cast(self.accumulator.data), rest[word_bits:])),
+            one.eq(
+                Mux(
+                    arrived_single,
+                    value.replicate(word_bits // 32),
+                    Value.cast(self.activation.data),
+                )
+            ),
+        ]
+        with m.If(arrived):
+            m.d.sync += [
+                rest_count.eq(Mux(arrived_accumulator, _ACC_WORDS, 1)),
+                from_row.eq(arrived_accumulator),
+            ]
         with m.Elif(rest_count != 0):
-            m.d.sync += [rest.eq(rest[word_bits:]), rest_count.eq(rest_count - 1)]
+            m.d.sync += rest_count.eq(rest_count - 1)
         m.d.comb += [
-            ahead.w_data.eq(rest),
+            ahead.w_data.eq(Mux(from_row, rest[:word_bits], one)),
             ahead.w_en.eq(rest_count != 0),
             self.words.payload.eq(ahead.r_data),
             self.words.valid.eq(ahead.r_rdy),

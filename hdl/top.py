@@ -155,9 +155,11 @@ class Systolith(wiring.Component):
             sequencer.start.eq(go),
         ]
         m.d.comb += [block.base.eq(csr.base) for block in (fetch, load, store)]
-        m.d.comb += [
-            block.stop.eq(supervisor.stop) for block in (fetch, sequencer, issue, load, store)
-        ]
+        # A register each, beside its block; the tools would make one of all.
+        for block in (fetch, sequencer, issue, load, store):
+            stop = Signal(init=1, attrs={"keep": 1})
+            m.d.sync += stop.eq(supervisor.stop)
+            m.d.comb += block.stop.eq(stop)
         sources = {
             sequencer: (sequencer.error, sequencer.error_code, sequencer.pc),
             issue: (issue.overflow, Error.SEMAPHORE, issue.overflow_pc),

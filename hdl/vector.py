@@ -59,18 +59,18 @@ class VectorUnit(wiring.Component):
     the cycle after the ``done`` of the one before it, so that it may read what that one wrote; if
     it is ``independent``, in the cycle after the last beat of the one before it has left the reader
     (and its last parameters, which a norm of many features takes late). Beats of ``vector`` with
-    another operation than the one before enter the ALU when the last result of that one has come
-    out, in the second cycle after it; with the same operation at once. Results wait, in places for 32
-    beats of the ALU, until all results before them are written; the writer takes the first beat of
-    an instruction in the second cycle after the last write of the one before.
+    another operation than the one before enter the ALU in the second cycle after the last result of
+    that one; with the same operation at once. Results wait, in places for 32 beats of the ALU,
+    until all results before them are written; the writer takes the first beat of an instruction in
+    the second cycle after the last write of the one before.
 
     Throughput of ``vector``: one beat of V lanes a cycle, but a block takes as many cycles at least
     as it needs reads from the activation memory. Cycles from the acceptance of a command to its
-    ``done``, if nothing is under way and no port waits: the beats of the instruction, plus 5, plus
+    ``done``, if nothing is under way and no port waits: the beats of the instruction, plus 7, plus
     the latency of ``Alu`` (1 to 17, what an instruction does not need is passed by), plus one for
     each read of the activation memory beyond the first that a block needs. With an arg-max, up to
-    log2(V) + 2 more. One row of n beats takes ``3 n + 33 + log2(V)`` cycles as a softmax and at
-    most ``2 n + 38 + log2(V)`` as a norm. No errors.
+    log2(V) + 2 more. One row of n beats takes ``3 n + 35 + log2(V)`` cycles as a softmax and at
+    most ``2 n + 40 + log2(V)`` as a norm. No errors.
 
     Members
     -------
@@ -124,9 +124,9 @@ class VectorUnit(wiring.Component):
         loaded, start, switching, switch = Signal(), Signal(), Signal(), Signal()
         command = Signal(COMMAND, reset_less=True)
         kinds = Signal(KINDS)
-        for name in KINDS.members:
-            m.d.comb += kinds[name].eq(command.opcode == isa.BY_NAME[name].code)
-        self._start_read(m, command, start, kinds)
+        joins = Signal()
+        """Source B is used."""
+        self._start_read(m, command, start, kinds, joins)
         operation, wanted = self._operation(m, command, switch)
         self._start_rows(m, command, start, kinds, softmax, norm)
         m.d.comb += alu.operation.eq(operation)
@@ -206,7 +206,14 @@ class VectorUnit(wiring.Component):
             self.commands.ready.eq(~loaded & ~switching),
         ]
         with m.If(self.commands.valid & self.commands.ready):
-            m.d.sync += [loaded.eq(1), command.eq(self.commands.payload)]
+            new = self.commands.payload
+            m.d.sync += [loaded.eq(1), command.eq(new)]
+            for name in KINDS.members:
+                m.d.sync += kinds[name].eq(new.opcode == isa.BY_NAME[name].code)
+            m.d.sync += joins.eq(
+                (new.opcode == isa.BY_NAME["vector"].code)
+                & (operand(new, "vector", "combine") != isa.Combine.NONE)
+            )
         with m.Elif(start):
             m.d.sync += loaded.eq(0)
         return m
@@ -256,7 +263,9 @@ class VectorUnit(wiring.Component):
                 ]
         return ~queue.w_rdy
 
-    def _start_read(self, m: Module, command: data.View, start: Signal, kinds: data.View) -> None:
+    def _start_read(
+        self, m: Module, command: data.View, start: Signal, kinds: data.View, joins: Signal
+    ) -> None:
         def field(name: str) -> Value:
             return operand(command, "vector", name)
 
@@ -270,7 +279,7 @@ class VectorUnit(wiring.Component):
             b_step.eq(Mux(rope, 4, Mux(field("b_wide"), 2, 1))),
             sources.a.eq(_walk(m, command, "a", Mux(a_wide, 2, 1), 0)),
             sources.b.eq(_walk(m, command, "b", b_step, field("b_period"))),
-            sources.b_used.eq(kinds.vector & (field("combine") != isa.Combine.NONE)),
+            sources.b_used.eq(joins),
             sources.b_wide.eq(field("b_wide")),
             sources.b_pair.eq(kinds.vector & rope),
             self.read.sources.eq(sources),

@@ -48,7 +48,7 @@ class Parameters:
     grant: int = 1
     """From an instruction's arrival in the queue, from the departure of the one before, or from
     the ``done`` that signals its semaphore, to its grant."""
-    offer: int = 0
+    offer: int = 1
     """From the grant to the first cycle in which the unit can take it."""
     room: int = 1
     """From the departure of an instruction to the arrival of another one in a full queue."""
@@ -77,8 +77,8 @@ class Parameters:
     response: int = 2
     """From the last beat of W to its response, at least; else ``write_latency`` of the memory."""
     change_owner: int = 1
-    """Vector unit and store share a read port of the activation memory and one of the accumulator:
-    a change of its owner."""
+    """Vector unit and store share a read port of the activation memory and one of the accumulator,
+    load and vector unit the write ports of activation and weight memory: a change of its owner."""
 
     # hdl/tile_walker.py, hdl/weight_loader.py, hdl/row_streamer.py, hdl/accumulator.py
     minimum_pass: int = 4
@@ -90,9 +90,9 @@ class Parameters:
     update: int = 2
     """From an activation row's read to the update of the accumulator, beyond the 2 D of the
     array."""
-    matmul_done: int = 2
+    matmul_done: int = 1
     """From the last activation row to ``done``, beyond the 2 D of the array."""
-    early: int = 2
+    early: int = 3
     """From ``done`` to the last sum in the accumulator."""
 
     # hdl/vector.py and what is in it
