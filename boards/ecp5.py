@@ -27,6 +27,10 @@ DENSITY = 0.6
 """Of cells in the parts of the device that are used. At nextpnr's own 0.9 wires run out."""
 
 
+_CELL_SUFFIX = re.compile(
+    r"_(LUT4|TRELLIS|CCU2C|PFUMX|L6MUX21|DP16KD|MULT18X18D)(_.*)?$|\$.*|\[.*"
+)
+"""What the tools append to the name of a register or wire to name a cell."""
 _REASON = re.compile(r"ERROR|Assert|wasm trap|terminate called|out of memory")
 """What a line of a log holds that says why the tool died; the last such line is quoted."""
 
@@ -40,7 +44,8 @@ class SynthesisReport:
     """What place and route reached; counts are device cells, ``fmax_mhz`` of the slowest clock.
 
     ``memories_in_block_ram``, ``memories_in_lut_ram``, ``memories_in_flip_flops``: how many of the
-    design's memories were mapped where. ``critical_path``: the names along the slowest path.
+    design's memories were mapped where. ``critical_path``: the registers at
+    the ends of the slowest path, and the blocks between them.
     """
 
     family: str
@@ -215,16 +220,17 @@ def synthesize_machine(
 
 
 def _critical_path(result: dict) -> tuple[str, ...]:
-    """Cell names along the slowest path between registers, without repetitions."""
+    """The slowest path between registers: the first one, the blocks on the way, the last one."""
     paths = [p for p in result.get("critical_paths", []) if p["from"].startswith("posedge")]
     clocked = [p for p in paths if p["to"].startswith("posedge")]
     if not clocked:
         return ()
     worst = max(clocked, key=lambda p: sum(step["delay"] for step in p["path"]))
-    names: list[str] = []
-    for step in worst["path"]:
-        name = step["to"]["cell"] if "to" in step else ""
-        name = re.sub(r"\$.*", "", name)
-        if name and (not names or names[-1] != name):
-            names.append(name)
-    return tuple(names)
+    cells = [step["to"]["cell"] for step in worst["path"] if "to" in step]
+    names = [_CELL_SUFFIX.sub("", cell).removeprefix("machine.") for cell in cells]
+    path = names[:1]
+    for name in names:
+        block = name.rpartition(".")[0] or "top"
+        if block != path[-1] and path != [name]:
+            path.append(block)
+    return (*path, *names[-1:])

@@ -112,16 +112,16 @@ class VectorUnit:
             self.drained = end - p.vector_done
             if fields.get("argmax", 0):
                 end += vectors.log_lanes + p.argmax
-                self.drained = end
+                self.drained = end - p.switch  # it is waited for anyway
             self.ready(switch + 1)
         else:
             last = begin + p.first_beat + vectors.span(item.op, fields) - 1
             end = begin + vectors.cycles(item.op, fields)
             self.ready(start + 1)
-        to_weight = fields.get("d_weight", 0)
-        end += self.write_ports[LoadSpace.WEIGHT if to_weight else LoadSpace.ACTIVATION].change(
-            True
-        )
+        # Only the first block waits for the port, and the next ones come up with it.
+        space = LoadSpace.WEIGHT if fields.get("d_weight", 0) else LoadSpace.ACTIVATION
+        wait = self.write_ports[space].change(True)
+        end += wait if rows * blocks == 1 or vectors.beats == 1 else 0
         banks: frozenset[int] = frozenset()
         if StoreSpace.ACCUMULATOR in spaces:
             banks = self.accumulator.banks(

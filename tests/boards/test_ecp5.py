@@ -39,6 +39,28 @@ def test_memories_are_found_in_the_log():
     }  # fmt: skip
 
 
+def test_the_critical_path_is_told_by_blocks():
+    def path(kind: str, *cells: str) -> dict:
+        steps = [{"delay": 1.0, "to": {"cell": cell}} for cell in cells]
+        return {"from": f"posedge {kind}", "to": "posedge clk", "path": [{"delay": 0.5}, *steps]}
+
+    short = path("clk", "machine.csr.wanted_TRELLIS_FF_Q")
+    long = path(
+        "clk",
+        "machine.issue.store_granted_TRELLIS_FF_Q_3",
+        "machine.issue.grants_LUT4_Z_1_B_LUT4_Z",
+        "machine.$14_LUT4_Z",
+        "machine.vector.read.walk_a.$2_CCU2C_S0",
+        "machine.vector.read.walk_a.row[3]_TRELLIS_FF_Q",
+    )
+    outside = {**path("clk", *map(str, range(20))), "from": "async"}
+    found = ecp5._critical_path({"critical_paths": [outside, short, long]})
+    assert found == (
+        "issue.store_granted", "issue", "top", "vector.read.walk_a", "vector.read.walk_a.row"
+    )  # fmt: skip
+    assert ecp5._critical_path({"critical_paths": [outside]}) == ()
+
+
 def test_a_missing_tool_is_named(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     monkeypatch.setattr(shutil, "which", lambda name: None)
