@@ -1,6 +1,6 @@
 """Reads instructions from memory ahead of their execution, and single words for ``ldr``."""
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -111,7 +111,7 @@ class InstructionFetch(wiring.Component):
             load.eq(free & wanted & ~loading & ~self.stop),
             ask.eq(
                 free & started & ~self.restart & ~wanted & ~loading & ~self.stop
-                & (buffer.free >= beats)
+                & (buffer.free >= 1 << burst_bits)
             ),
             self.addresses.ready.eq(~wanted & ~loading),
         ]  # fmt: skip
@@ -177,7 +177,8 @@ class InstructionFetch(wiring.Component):
         m.d.comb += [
             buffer.w_data.eq(Cat(answer.data, answer.error)),
             buffer.write.eq(is_instruction),
-            buffer.requested.eq(Mux(ask, beats, 0)),
+            buffer.request.eq(ask),
+            buffer.beats_asked.eq(beats),
             buffer.restart.eq(self.restart),
             buffer.pc.eq(self.pc),
             buffer.flush.eq(self.flush),

@@ -1,6 +1,6 @@
 """Load unit: copies strided rows from memory (AXI reads) to the local memories."""
 
-from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -89,30 +89,31 @@ class LoadUnit(wiring.Component):
         command = self.commands.payload
         prepared = Signal()
         transfer = Signal(_TRANSFER, reset_less=True)
-        several, empty = Signal(reset_less=True), Signal(reset_less=True)
-        """More than one row; nothing to copy."""
         start = Signal(32, reset_less=True)
         stride = Signal(32, reset_less=True)
-        misaligned = Signal()
-        skip = Signal()
+        misaligned, skip = Signal(reset_less=True), Signal(reset_less=True)
+
+        def field(name: str) -> Value:
+            return operand(command, "load", name)
+
+        uneven = Signal()
         m.d.comb += [
-            misaligned.eq(start[:size].any() | (stride[:size].any() & several)),
-            skip.eq(misaligned | empty),
+            uneven.eq(
+                (self.base[:size] + field("address")[:size])[:size].any()
+                | (field("stride")[:size].any() & (field("rows") > 1))
+            ),
             self.commands.ready.eq(~prepared),
         ]
         with m.If(self.commands.valid & self.commands.ready):
             m.d.sync += [
                 prepared.eq(1),
-                start.eq(self.base + operand(command, "load", "address")),
-                stride.eq(operand(command, "load", "stride")),
+                start.eq(self.base + field("address")),
+                stride.eq(field("stride")),
                 transfer.pc.eq(command.pc),
-                several.eq(operand(command, "load", "rows") > 1),
-                empty.eq(
-                    (operand(command, "load", "rows") == 0)
-                    | (operand(command, "load", "words") == 0)
-                ),
+                misaligned.eq(uneven),
+                skip.eq(uneven | (field("rows") == 0) | (field("words") == 0)),
                 *(
-                    transfer[name].eq(operand(command, "load", name))
+                    transfer[name].eq(field(name))
                     for name in ("space", "local", "local_stride", "words", "rows")
                 ),
             ]

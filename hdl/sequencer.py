@@ -297,21 +297,20 @@ class Sequencer(wiring.Component):
             m.d.comb += [self.words.ready.eq(1), self.starved.eq(~self.words.valid)]
             with m.If(self.words.valid):
                 m.d.comb += self.moved.eq(1)
-                # The register of an operand is read while the word before it is taken.
+                # The register of an operand is read while the word before it is taken. Operands
+                # move down: after six of them the first is in its place, whatever came before.
+                added = (word.data + addend)[:32]
                 m.d.sync += [
-                    index.eq(index + 1), addend.eq(registers.data), selects.eq(selects >> 4)
+                    index.eq(index + 1),
+                    addend.eq(registers.data),
+                    selects.eq(selects >> 4),
+                    operands.as_value().eq(Cat(operands.as_value()[32:], added)),
                 ]
                 with m.Switch(index):
                     with m.Case(0):
                         m.d.sync += Cat(opcode, selects).eq(word.data)
                     with m.Case(1):
                         m.d.sync += Cat(masks, flags).eq(word.data)
-                    with m.Default():
-                        # Operands move down: after six words the first is in its place.
-                        added = (word.data + addend)[:32]
-                        m.d.sync += operands.as_value().eq(
-                            Cat(operands.as_value()[32:], added)
-                        )
                 with m.If(index == _LAST_WORD):
                     m.next = "execute"
                 with m.If(word.error):

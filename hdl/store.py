@@ -254,40 +254,41 @@ class StoreUnit(wiring.Component):
         command = self.commands.payload
         prepared = Signal()
         fetch = Signal(_FETCH, reset_less=True)
-        several, empty = Signal(reset_less=True), Signal(reset_less=True)
-        """More than one row; nothing to copy."""
         start = Signal(32, reset_less=True)
         stride = Signal(32, reset_less=True)
         pc = Signal(PC_BITS, reset_less=True)
+        misaligned, skip = Signal(reset_less=True), Signal(reset_less=True)
+
+        def field(name: str) -> Value:
+            return operand(command, "store", name)
+
+        single, uneven = Signal(), Signal()
+        low = (self.base[:size] + field("address")[:size])[:size]
+        m.d.comb += [
+            single.eq(command.opcode == isa.BY_NAME["storew"].code),
+            uneven.eq(
+                Mux(
+                    single,
+                    low[:2].any(),
+                    low.any() | (field("stride")[:size].any() & (field("rows") > 1)),
+                )
+            ),
+        ]
         with m.If(self.commands.valid & self.commands.ready):
             m.d.sync += [
                 prepared.eq(1),
-                start.eq(self.base + operand(command, "store", "address")),
-                stride.eq(operand(command, "store", "stride")),
+                start.eq(self.base + field("address")),
+                stride.eq(field("stride")),
                 pc.eq(command.pc),
-                several.eq(operand(command, "store", "rows") > 1),
-                empty.eq(
-                    (operand(command, "store", "rows") == 0)
-                    | (operand(command, "store", "words") == 0)
-                ),
+                misaligned.eq(uneven),
+                skip.eq(uneven | (~single & ((field("rows") == 0) | (field("words") == 0)))),
                 fetch.value.eq(operand(command, "storew", "value")),
-                fetch.single.eq(command.opcode == isa.BY_NAME["storew"].code),
-                fetch.accumulator.eq(
-                    operand(command, "store", "space") == isa.StoreSpace.ACCUMULATOR
-                ),
+                fetch.single.eq(single),
+                fetch.accumulator.eq(field("space") == isa.StoreSpace.ACCUMULATOR),
                 *(
-                    fetch[name].eq(operand(command, "store", name))
+                    fetch[name].eq(field(name))
                     for name in ("local", "local_stride", "words", "rows")
                 ),
-            ]
-        misaligned = Signal()
-        skip = Signal()
-        with m.If(fetch.single):
-            m.d.comb += [misaligned.eq(start[:2].any()), skip.eq(misaligned)]
-        with m.Else():
-            m.d.comb += [
-                misaligned.eq(start[:size].any() | (stride[:size].any() & several)),
-                skip.eq(misaligned | empty),
             ]
 
         # A job goes to the address side and to the data side in the same cycle.

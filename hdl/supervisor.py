@@ -1,6 +1,6 @@
 """Start, stop, reset and errors of the machine, and the watchdog."""
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -70,14 +70,20 @@ class Watchdog(wiring.Component):
         m.d.sync += self.expired.eq(
             self.active & ~self.moved & (self.limit != 0) & (count == self.limit)
         )
-        starved = Signal()
-        m.d.sync += [starved.eq(self.starved), self.suspect.eq(self.pc)]
+        # In two steps, as nothing has moved for long when it matters.
+        starved, running, running_pc = Signal(), Signal(), Signal(PC_BITS, reset_less=True)
+        waiting_pc = Signal(PC_BITS, reset_less=True)
+        m.d.sync += [
+            starved.eq(self.starved),
+            waiting_pc.eq(self.pc),
+            running.eq(self.running.any()),
+            self.suspect.eq(Mux(running, running_pc, waiting_pc)),
+        ]
         for unit in reversed(QUEUED):
             with m.If(self.blocked[unit] & ~starved):
-                m.d.sync += self.suspect.eq(self.blocked_pc[unit])
-        for unit in reversed(QUEUED):
+                m.d.sync += waiting_pc.eq(self.blocked_pc[unit])
             with m.If(self.running[unit]):
-                m.d.sync += self.suspect.eq(self.running_pc[unit])
+                m.d.sync += running_pc.eq(self.running_pc[unit])
         return m
 
 

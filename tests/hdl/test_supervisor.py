@@ -135,7 +135,7 @@ def test_watchdog() -> None:
 
         # Who is it due to? Known as late as that it expired.
         async def suspect() -> int:
-            await ctx.tick().repeat(2)
+            await ctx.tick().repeat(3)
             return ctx.get(dut.suspect)
 
         ctx.set(dut.pc, 5)
