@@ -85,6 +85,7 @@ class Ecp5(Family):
         command += ["--json", "netlist.json", "--textcfg", "routed.config"]
         command += ["--seed", str(seed), "--freq", f"{mhz:g}", "--timing-allow-fail"]
         command += ["--placer-heap-beta", str(ecp5.DENSITY), "--router", "router2"]
+        command += ["--tmg-ripup"]
         return [*command, "--report", "report.json"]
 
     def pack(self, board: Board) -> list[str]:

@@ -96,6 +96,9 @@ class Alu(wiring.Component):
     def _scale(self, m: Module, others: Value) -> tuple[list[Signal], Value, Value]:
         operation, beat = self.operation, self.i.payload
         used = operation.requantize
+        # What comes out is chosen by registers: a beat is under way for a cycle at least.
+        chosen = Signal(name="requantized")
+        m.d.sync += chosen.eq(used)
         y = []
         for lane in range(self.config.lanes):
             m.submodules[f"scale_{lane}"] = unit = Requantize()
@@ -109,7 +112,7 @@ class Alu(wiring.Component):
             ]
             as_it_is = delay(m, beat.a[lane][:16].as_signed(), self.AS_IT_IS, f"a_{lane}")
             value = Signal(signed(16), name=f"scaled_{lane}")
-            m.d.comb += value.eq(Mux(used, unit.result, as_it_is))
+            m.d.comb += value.eq(Mux(chosen, unit.result, as_it_is))
             y.append(value)
         latencies = (Requantize.LATENCY, self.AS_IT_IS)
         others, valid = self._beside(m, used, "scale", others, self.i.valid, latencies)
@@ -120,8 +123,8 @@ class Alu(wiring.Component):
     ) -> tuple[list[Signal], Value, Value]:
         operation, table = self.operation, self.table
         used = Signal()
+        m.d.sync += used.eq(operation.table != isa.TableMode.NONE)
         m.d.comb += [
-            used.eq(operation.table != isa.TableMode.NONE),
             table.exact.eq(operation.table == isa.TableMode.EXACT),
             table.slot.eq(operation.slot),
         ]
@@ -140,8 +143,11 @@ class Alu(wiring.Component):
         self, m: Module, y: list[Signal], others: Value, valid: Value
     ) -> tuple[list[Signal], Value]:
         operation, lanes = self.operation, self.config.lanes
-        used = Signal()
-        m.d.comb += used.eq(operation.combine != isa.Combine.NONE)
+        used, multiply = Signal(), Signal()
+        m.d.sync += [
+            used.eq(operation.combine != isa.Combine.NONE),
+            multiply.eq(operation.combine == isa.Combine.MULTIPLY),
+        ]
         b, b2 = (
             [others.word_select(side * lanes + lane, 16).as_signed() for lane in range(lanes)]
             for side in range(2)
@@ -162,7 +168,6 @@ class Alu(wiring.Component):
                 value.eq(Mux(used, unit.result, y[lane])),
             ]
             result.append(value)
-        multiply = operation.combine == isa.Combine.MULTIPLY
         sooner = delay(m, valid & used, CombineLane.LATENCY, "valid_combine")
         later = delay(m, sooner & multiply, 1, "valid_multiply")
         return result, Mux(used, Mux(multiply, later, sooner), valid)

@@ -338,17 +338,25 @@ class BurstSplitter(wiring.Component):
         next_row = Signal(ADDRESS_BITS, reset_less=True)
 
         # A row of beats ends here if it fits into the page and into a burst. Else the burst goes to
-        # the end of the page, if that is near enough. No comparison waits for another.
+        # the end of the page, if that is near enough. Both are found a burst ahead.
+        row_ends, page_ends = Signal(reset_less=True), Signal(reset_less=True)
         reach = Signal(range((1 << self.beat_bits) + page_beats))
         beyond = Signal(self.beat_bits)
-        page_ends = Signal()
-        row_ends = Signal()
         final = Signal()
+
+        def begin(address: Value, beats: Value) -> list:
+            """The first burst of a row."""
+            beat = address[size : size + page_bits]
+            return [
+                Cat(offset, page).eq(address[size:]),
+                rest.eq(beats - 1),
+                row_ends.eq((beat + beats <= page_beats) & (beats <= longest)),
+                page_ends.eq(beat >= page_beats - longest),
+            ]
+
         m.d.comb += [
             reach.eq(offset + rest),
             beyond.eq(reach - page_beats),
-            page_ends.eq(offset >= page_beats - longest),
-            row_ends.eq((reach < page_beats) & (rest < longest)),
             final.eq(row_ends & last_row),
             self.bursts.valid.eq(active),
             self.bursts.payload.addr[:size].eq(0),
@@ -361,24 +369,33 @@ class BurstSplitter(wiring.Component):
         with m.If(active & self.bursts.ready):
             with m.If(row_ends):
                 m.d.sync += [
-                    Cat(offset, page).eq(next_row[size:]),
+                    *begin(next_row, job.beats),
                     next_row.eq(next_row + job.stride),
-                    rest.eq(job.beats - 1),
                     rows_left.eq(rows_left - 1),
                     last_row.eq(rows_left == 2),
                 ]
             with m.Elif(page_ends):
-                m.d.sync += [offset.eq(0), page.eq(page + 1), rest.eq(beyond)]
+                m.d.sync += [
+                    offset.eq(0),
+                    page.eq(page + 1),
+                    rest.eq(beyond),
+                    row_ends.eq(beyond < longest),
+                    page_ends.eq(longest == page_beats),
+                ]
             with m.Else():
-                m.d.sync += [offset.eq(offset + longest), rest.eq(rest - longest)]
+                m.d.sync += [
+                    offset.eq(offset + longest),
+                    rest.eq(rest - longest),
+                    row_ends.eq((reach < page_beats) & (rest < 2 * longest)),
+                    page_ends.eq(offset >= page_beats - 2 * longest),
+                ]
         with m.If(self.jobs.ready):
             m.d.sync += active.eq(self.jobs.valid)
             with m.If(self.jobs.valid):
                 m.d.sync += [
                     job.eq(self.jobs.payload),
-                    Cat(offset, page).eq(self.jobs.payload.addr[size:]),
+                    *begin(self.jobs.payload.addr, self.jobs.payload.beats),
                     next_row.eq(self.jobs.payload.addr + self.jobs.payload.stride),
-                    rest.eq(self.jobs.payload.beats - 1),
                     rows_left.eq(self.jobs.payload.rows),
                     last_row.eq(self.jobs.payload.rows == 1),
                 ]

@@ -1,6 +1,6 @@
 """Where blocks wait that were read ahead."""
 
-from amaranth import Module, Signal, Value
+from amaranth import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -9,10 +9,10 @@ from systolith.hdl.pipeline import Credits
 
 
 class BlockQueue(wiring.Component):
-    """Four places for the answers of a memory that cannot be held up.
+    """Eight places for the answers of a memory that cannot be held up.
 
-    A request claims a place for its answer, which is pushed in the next cycle. Four places are
-    enough for an answer every cycle.
+    A request claims a place for its answer, which is pushed in the second cycle after. A place can
+    be claimed again in the second cycle after ``pop``: five would do for an answer every cycle.
 
     Members
     -------
@@ -28,7 +28,7 @@ class BlockQueue(wiring.Component):
         A register: a place is free and not claimed.
     """
 
-    PLACES = 4
+    PLACES = 8
 
     def __init__(self, shape) -> None:
         self.shape = shape
@@ -49,19 +49,22 @@ class BlockQueue(wiring.Component):
         m.submodules.places = places = Memory(shape=self.shape, depth=self.PLACES, init=[])
         write, read = places.write_port(), places.read_port(domain="comb")
         m.submodules.credits = credits = Credits(self.PLACES)
-        level = Signal(range(self.PLACES + 1))
+        more = Signal(self.PLACES)  # bit i: there are more than i
+        popped = Signal()
         m.d.comb += [
             write.en.eq(self.push),
             Value.cast(write.data).eq(Value.cast(self.i)),
             Value.cast(self.o).eq(Value.cast(read.data)),
             credits.take.eq(self.claim),
-            credits.give.eq(self.pop),
+            credits.give.eq(popped),
+            self.valid.eq(more[0]),
             self.room.eq(credits.available),
         ]
         m.d.sync += [
-            level.eq(level + self.push - self.pop),
-            self.valid.eq((level + self.push - self.pop)[:3] != 0),
+            popped.eq(self.pop),
             write.addr.eq(write.addr + self.push),
             read.addr.eq(read.addr + self.pop),
         ]
+        with m.If(self.push ^ self.pop):
+            m.d.sync += more.eq(Mux(self.push, Cat(1, more), more[1:]))
         return m

@@ -6,13 +6,14 @@ from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
 from systolith.hdl.layouts import PARAMETER, ReadPort, bits_for_rows
+from systolith.hdl.pipeline import Buffer
 
 
 class FetchParameters(wiring.Component):
     """Streams the parameters of the channels of a row, V a beat, once for each row.
 
-    The first beat is offered two cycles after ``start``, then one every cycle: the memory is asked
-    anew in each cycle for what will be offered in the next one, so nothing is buffered.
+    The first beat is offered three cycles after ``start``, then one every cycle: the memory is
+    asked anew in each cycle for what will enter the buffer in the next one.
 
     Members
     -------
@@ -57,15 +58,19 @@ class FetchParameters(wiring.Component):
         row_beats, beats_left, period, period_left = (Signal(beat_bits) for _ in range(4))
         rows_left = Signal(12)
         active, row_ends, wraps, goes = Signal(), Signal(), Signal(), Signal()
+        # A block RAM answers late in the cycle: its word is registered.
+        m.submodules.words = words = Buffer(self.o.payload.shape())
+        wiring.connect(m, wiring.flipped(self.o), words.o)
+        offered = words.i.valid
         m.d.comb += [
-            goes.eq(self.o.valid & self.o.ready),
+            goes.eq(offered & words.i.ready),
             row_ends.eq(beats_left == 1),
             wraps.eq(period_left == 1),
             ahead.eq(Mux(wraps, first, address + 1)),
             self.memory.addr.eq(Mux(goes, ahead, address)),
             self.memory.en.eq(active),
-            self.busy.eq(active),
-            Value.cast(self.o.payload).eq(Value.cast(self.memory.data)),
+            self.busy.eq(active | words.o.valid),
+            Value.cast(words.i.payload).eq(Value.cast(self.memory.data)),
         ]
         new_first, new_beats, new_period = Signal(bits), Signal(beat_bits), Signal(beat_bits)
         m.d.comb += [
@@ -85,7 +90,7 @@ class FetchParameters(wiring.Component):
                 active.eq(1),
             ]
         with m.Else():
-            m.d.sync += self.o.valid.eq(active)
+            m.d.sync += offered.eq(active)
             with m.If(goes):
                 m.d.sync += [
                     address.eq(ahead),
@@ -94,5 +99,5 @@ class FetchParameters(wiring.Component):
                     rows_left.eq(rows_left - row_ends),
                 ]
                 with m.If(row_ends & (rows_left == 1)):
-                    m.d.sync += [active.eq(0), self.o.valid.eq(0)]
+                    m.d.sync += [active.eq(0), offered.eq(0)]
         return m

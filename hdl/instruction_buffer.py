@@ -27,8 +27,8 @@ class InstructionBuffer(wiring.Component):
 
     Members
     -------
-    requested : in
-        Beats that are requested in this cycle, at most ``free``.
+    request : in, 1; beats_asked : in
+        So many beats are requested in this cycle, at most ``free``.
     write : in, 1; w_data : in, ``width``
         The next of the requested beats came.
     beat : out, ``width``; valid : out, 1
@@ -43,7 +43,8 @@ class InstructionBuffer(wiring.Component):
         With ``restart``: the instruction is there or on its way; otherwise what was requested must
         not be written any more.
     free : out
-        Beats that may be requested.
+        Beats that may be requested; a register. It is 0 in the cycle after a request or a hit,
+        until both are counted.
     """
 
     def __init__(self, width: int, beats: int, ahead: int, rows: int) -> None:
@@ -55,7 +56,8 @@ class InstructionBuffer(wiring.Component):
         self.history = rows > ahead
         super().__init__(
             {
-                "requested": In(range(self.ahead + 1)),
+                "request": In(1),
+                "beats_asked": In(range(self.ahead + 1)),
                 "write": In(1),
                 "w_data": In(width),
                 "beat": Out(width),
@@ -89,7 +91,6 @@ class InstructionBuffer(wiring.Component):
         m.d.comb += [
             wanted.eq(self.pc << index_bits),
             ahead.eq(requested[: place_bits + 1] - reading),
-            self.free.eq(Mux(ahead < self.ahead, self.ahead - ahead, 0)),
             at.eq(Mux(self.restart, wanted[: place_bits + 1], reading + self.next)),
             read.addr.eq(at[:place_bits]),
             read.en.eq(1),
@@ -97,7 +98,7 @@ class InstructionBuffer(wiring.Component):
             write.addr.eq(written[:place_bits]),
             write.data.eq(self.w_data),
             write.en.eq(self.write),
-            more.eq(kept + self.requested),
+            more.eq(kept + self.beats_asked),
         ]
         if self.history:
             behind = Signal.like(wanted)
@@ -112,12 +113,20 @@ class InstructionBuffer(wiring.Component):
         else:
             m.d.comb += there.eq(at != written)
         m.d.sync += [
+            self.free.eq(
+                Mux(~self.request & (ahead < self.ahead), self.ahead - ahead, 0)
+            ),
             reading.eq(at),
             written.eq(written + self.write),
-            requested.eq(requested + self.requested),
-            kept.eq(Mux(more > self.depth, self.depth, more)),
             self.valid.eq(there & ~(self.restart & ~self.hit)),
         ]
+        with m.If(self.request):
+            m.d.sync += [
+                requested.eq(requested + self.beats_asked),
+                kept.eq(Mux(more > self.depth, self.depth, more)),
+            ]
+        with m.If(self.restart):
+            m.d.sync += self.free.eq(Mux(self.hit, 0, self.ahead))
         with m.If(self.restart & ~self.hit):
             m.d.sync += [
                 written.eq(wanted[: place_bits + 1]),

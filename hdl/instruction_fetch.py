@@ -1,6 +1,6 @@
 """Reads instructions from memory ahead of their execution, and single words for ``ldr``."""
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -97,20 +97,26 @@ class InstructionFetch(wiring.Component):
         beats = Signal(range((1 << burst_bits) + 1))
         ask, load = Signal(), Signal()
         free = Signal()
-        address = Signal(32)
+        wanted = Signal()
+        """An ``ldr`` waits for its request, with its ``address``."""
+        address = Signal(32, reset_less=True)
+        first_byte = Signal(32)
+        """Of the instruction ``pc``."""
         m.d.comb += [
             self.bus.requests.valid.eq(requested),
             self.bus.requests.payload.eq(request),
             free.eq((~requested | self.bus.requests.ready) & (in_flight != _IN_FLIGHT)),
-            address.eq(self.base + Mux(self.restart, self.pc << 5, self.addresses.payload)),
+            first_byte.eq(self.base + (self.pc << 5)),
             beats.eq((1 << burst_bits) - next_beat[:burst_bits]),
-            load.eq(free & self.addresses.valid & ~loading & ~self.stop),
+            load.eq(free & wanted & ~loading & ~self.stop),
             ask.eq(
-                free & started & ~self.restart & ~self.addresses.valid & ~loading & ~self.stop
-                & (buffer.free >= beats)
+                free & started & ~self.restart & ~wanted & ~loading & ~self.stop
+                & (buffer.free >= 1 << burst_bits)
             ),
-            self.addresses.ready.eq(free & ~loading & ~self.stop),
+            self.addresses.ready.eq(~wanted & ~loading),
         ]  # fmt: skip
+        with m.If(self.addresses.valid & self.addresses.ready):
+            m.d.sync += [wanted.eq(1), address.eq(self.base + self.addresses.payload)]
         with m.If(self.bus.requests.ready):
             m.d.sync += requested.eq(0)
         lane = Signal(max(size - 2, 0))
@@ -121,6 +127,7 @@ class InstructionFetch(wiring.Component):
                 request.beats.eq(1),
                 lane.eq(address[2:size]),
                 loading.eq(1),
+                wanted.eq(0),
             ]
         with m.Elif(ask):
             m.d.sync += [
@@ -147,7 +154,7 @@ class InstructionFetch(wiring.Component):
         with m.If(drop):
             m.d.sync += [
                 stale.eq(in_flight - ended),
-                next_beat.eq(address[size:]),
+                next_beat.eq(first_byte[size:]),
                 started.eq(1),
             ]
         with m.Elif(ended & (stale != 0)):
@@ -170,7 +177,8 @@ class InstructionFetch(wiring.Component):
         m.d.comb += [
             buffer.w_data.eq(Cat(answer.data, answer.error)),
             buffer.write.eq(is_instruction),
-            buffer.requested.eq(Mux(ask, beats, 0)),
+            buffer.request.eq(ask),
+            buffer.beats_asked.eq(beats),
             buffer.restart.eq(self.restart),
             buffer.pc.eq(self.pc),
             buffer.flush.eq(self.flush),

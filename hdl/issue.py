@@ -2,11 +2,11 @@
 
 from amaranth import Cat, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
 from systolith.hdl.layouts import COMMAND, PC_BITS
+from systolith.hdl.queue import Queue
 from systolith.isa import QUEUED, SEMAPHORES, Unit, semaphore
 
 UNDER_WAY = 8
@@ -70,13 +70,13 @@ class Semaphores(wiring.Component):
 class Issue(wiring.Component):
     """Starts queued instructions when their semaphores allow, and signals when they are finished.
 
-    The head of each queue takes its semaphores when they are all there; from that cycle on it is
+    The head of each queue takes its semaphores when they are all there; from the cycle after it is
     offered to its unit. Units do not hinder each other: a semaphore has one producer and one
     consumer. Of the wait mask of an instruction only the semaphores that its unit consumes count,
     of the signal mask those that it produces. A unit may have up to ``UNDER_WAY`` instructions
     begun and not finished; ``done`` refers to the oldest. An instruction is offered in
-    the cycle after it was queued at the earliest, and a unit can take one every cycle. A signal
-    lets another unit's instruction be offered in the cycle after ``done``.
+    the second cycle after it was queued at the earliest, and a unit can take one every other cycle.
+    A signal lets another unit's instruction be offered in the second cycle after ``done``.
 
     Members
     -------
@@ -96,9 +96,10 @@ class Issue(wiring.Component):
     blocked : out, 4; blocked_pc : array of 4 x 24, out
         An instruction is at the head of the queue, not granted; its index.
     moved : out, 1
-        Something was queued, granted, taken or finished; for the watchdog.
+        Something was queued, granted, taken or finished in the cycle before; for the watchdog.
     overflow : out, 1; overflow_pc : out, 24
-        A semaphore at its maximum was signalled; index of the instruction that did.
+        A semaphore at its maximum was signalled in the cycle before; index of the instruction that
+        did.
     """
 
     def __init__(self, config: Config) -> None:
@@ -127,15 +128,17 @@ class Issue(wiring.Component):
         m.submodules.semaphores = semaphores = Semaphores()
         grants = Signal(len(QUEUED))
         taken = Signal(len(QUEUED))
-        overflows = Signal(len(QUEUED))
+        overflows, overflowed = Signal(len(QUEUED)), Signal(len(QUEUED))
         incoming = self.queued.payload
+        moves = Signal(1 + 3 * len(QUEUED))
 
         def pick(mask: Value, bits: list[int]) -> Value:
             return Cat(mask[bit] for bit in bits)
 
         for unit in QUEUED:
-            queue = SyncFIFO(width=_ENTRY.size, depth=self.config.queue_depth)
-            under_way = SyncFIFO(width=_STARTED.size, depth=UNDER_WAY)
+            # The wait mask from registers: what starts depends on it within the cycle.
+            queue = Queue(_ENTRY.size, self.config.queue_depth, registered=_OWN)
+            under_way = Queue(_STARTED.size, UNDER_WAY)
             name = unit.name.lower()
             m.submodules[f"{name}_queue"] = queue
             m.submodules[f"{name}_under_way"] = under_way
@@ -147,11 +150,8 @@ class Issue(wiring.Component):
             consumed, produced = _consumed(unit), _produced(unit)
             missing = head.wait & ~pick(semaphores.available, consumed)
 
-            # A register: what is queued in this cycle counts, what leaves counts a cycle later.
-            room = Signal(name=f"{name}_room", init=1)
-            m.d.sync += room.eq(queue.w_level + queue.w_en < self.config.queue_depth)
             with m.If(incoming.unit == unit):
-                m.d.comb += self.queued.ready.eq(room)
+                m.d.comb += self.queued.ready.eq(queue.w_rdy)
             m.d.comb += [
                 queue.w_data.eq(
                     Cat(
@@ -160,12 +160,12 @@ class Issue(wiring.Component):
                         incoming.command,
                     )
                 ),
-                queue.w_en.eq(self.queued.valid & room & (incoming.unit == unit)),
+                queue.w_en.eq(self.queued.valid & (incoming.unit == unit)),
                 grants[unit].eq(
                     queue.r_rdy & ~granted & under_way.w_rdy & ~missing.any() & ~self.stop
                 ),
                 pick(semaphores.take, consumed).eq(head.wait & grants[unit].replicate(_OWN)),
-                command.valid.eq((granted & ~self.stop) | grants[unit]),
+                command.valid.eq(granted & ~self.stop),
                 command.payload.eq(head.command),
                 taken[unit].eq(command.valid & command.ready),
                 queue.r_en.eq(taken[unit]),
@@ -192,12 +192,17 @@ class Issue(wiring.Component):
 
         m.d.comb += [
             self.idle.eq(self.unit_idle.all()),
-            self.moved.eq(
-                (self.queued.valid & self.queued.ready) | (grants | taken | self.done).any()
-            ),
-            self.overflow.eq(overflows.any()),
+            self.overflow.eq(overflowed.any()),
         ]
+        # Registers: ``done`` comes late.
+        m.d.sync += [
+            overflowed.eq(overflows),
+            moves.eq(Cat(self.queued.valid & self.queued.ready, grants, taken, self.done)),
+        ]
+        m.d.comb += self.moved.eq(moves.any())
         for unit in reversed(QUEUED):
-            with m.If(overflows[unit]):
-                m.d.comb += self.overflow_pc.eq(self.running_pc[unit])
+            pc = Signal(PC_BITS, name=f"overflowed_pc_{unit}", reset_less=True)
+            m.d.sync += pc.eq(self.running_pc[unit])
+            with m.If(overflowed[unit]):
+                m.d.comb += self.overflow_pc.eq(pc)
         return m

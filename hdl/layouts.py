@@ -40,8 +40,8 @@ class UnitSignature(wiring.Signature):
         Instructions in order. A unit may accept the next one before it has finished the last.
     done : out, 1
         One cycle for each finished instruction, in order; its results are visible to every read
-        from the third cycle after it on, which is when a unit that was told can read at first: it
-        is offered its instruction in the first one.
+        from the fourth cycle after it on, which is when a unit that was told can read at first: it
+        is offered its instruction in the second one.
     busy : out, 1
         High from the cycle after a command is accepted until its ``done``.
     error : out, 1; error_code : out, 4; error_pc : out, 24

@@ -1,13 +1,14 @@
 """Load unit: copies strided rows from memory (AXI reads) to the local memories."""
 
-from amaranth import Cat, Module, Mux, Signal, unsigned
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth import Cat, Module, Mux, Signal, Value, unsigned
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolith.config import Config
 from systolith.hdl.axi import BurstSplitter, ReadClient
 from systolith.hdl.layouts import PC_BITS, UnitSignature, operand, row
 from systolith.hdl.pipeline import Buffer
+from systolith.hdl.queue import Queue
 from systolith.registers import Error
 
 LOCAL_BITS = 20
@@ -90,29 +91,37 @@ class LoadUnit(wiring.Component):
         transfer = Signal(_TRANSFER, reset_less=True)
         start = Signal(32, reset_less=True)
         stride = Signal(32, reset_less=True)
-        misaligned = Signal()
-        skip = Signal()
+        misaligned, skip = Signal(reset_less=True), Signal(reset_less=True)
+
+        def field(name: str) -> Value:
+            return operand(command, "load", name)
+
+        uneven = Signal()
         m.d.comb += [
-            misaligned.eq(start[:size].any() | (stride[:size].any() & (transfer.rows > 1))),
-            skip.eq(misaligned | (transfer.rows == 0) | (transfer.words == 0)),
+            uneven.eq(
+                (self.base[:size] + field("address")[:size])[:size].any()
+                | (field("stride")[:size].any() & (field("rows") > 1))
+            ),
             self.commands.ready.eq(~prepared),
         ]
         with m.If(self.commands.valid & self.commands.ready):
             m.d.sync += [
                 prepared.eq(1),
-                start.eq(self.base + operand(command, "load", "address")),
-                stride.eq(operand(command, "load", "stride")),
+                start.eq(self.base + field("address")),
+                stride.eq(field("stride")),
                 transfer.pc.eq(command.pc),
+                misaligned.eq(uneven),
+                skip.eq(uneven | (field("rows") == 0) | (field("words") == 0)),
                 *(
-                    transfer[name].eq(operand(command, "load", name))
+                    transfer[name].eq(field(name))
                     for name in ("space", "local", "local_stride", "words", "rows")
                 ),
             ]
 
         # Address side.
         m.submodules.splitter = splitter = BurstSplitter(config, 16 + ratio_bits, unsigned(0))
-        m.submodules.transfers = transfers = fifo.SyncFIFO(
-            width=_TRANSFER.size, depth=max(2, config.outstanding)
+        m.submodules.transfers = transfers = Queue(
+            _TRANSFER.size, max(2, config.outstanding)
         )
         head_in = Signal(_TRANSFER)
         m.d.comb += [
@@ -155,6 +164,9 @@ class LoadUnit(wiring.Component):
         address = Signal(LOCAL_BITS, reset_less=True)
         row_address = Signal(LOCAL_BITS, reset_less=True)
         words_left = Signal(16, reset_less=True)
+        # Registers, each found a word or a row ahead.
+        one_word, row_ends = Signal(reset_less=True), Signal(reset_less=True)
+        last_row, final = Signal(reset_less=True), Signal(reset_less=True)
         failed = Signal()
         gathered = Signal(8 * config.dim, reset_less=True)
         """The beats of a word so far, the youngest at the top."""
@@ -179,7 +191,6 @@ class LoadUnit(wiring.Component):
 
         free = Signal()
         completes = Signal()
-        row_ends = Signal()
         finishes = Signal()
         m.d.comb += [
             leaves.eq(words.o.valid & (self.writes.ready | old.without_word)),
@@ -189,9 +200,8 @@ class LoadUnit(wiring.Component):
             self.beat.eq(self.bus.data.valid & self.bus.data.ready),
             self.waiting.eq(active & ~current.skip & ~self.bus.data.valid),
             completes.eq(self.beat & (phase == ratio - 1)),
-            row_ends.eq(words_left == 1),
             finishes.eq(
-                active & Mux(current.skip, free, completes & row_ends & (current.rows == 1))
+                active & Mux(current.skip, free, completes & final)
             ),
             transfers.r_en.eq(~active | finishes),
             self.writes.valid.eq(words.o.valid & ~old.without_word),
@@ -213,13 +223,21 @@ class LoadUnit(wiring.Component):
                 failed.eq(failed | self.bus.data.payload.error),
             ]
         with m.If(completes):
-            m.d.sync += [address.eq(address + 1), words_left.eq(words_left - 1)]
+            m.d.sync += [
+                address.eq(address + 1),
+                words_left.eq(words_left - 1),
+                row_ends.eq(words_left == 2),
+                final.eq((words_left == 2) & last_row),
+            ]
             with m.If(row_ends):
                 m.d.sync += [
                     address.eq(row_address),
                     row_address.eq(row_address + current.local_stride),
                     words_left.eq(current.words),
                     current.rows.eq(current.rows - 1),
+                    row_ends.eq(one_word),
+                    last_row.eq(current.rows == 2),
+                    final.eq(one_word & (current.rows == 2)),
                 ]
         with m.If(current.misaligned):
             m.d.comb += new.code.eq(Error.MISALIGNED)
@@ -234,6 +252,10 @@ class LoadUnit(wiring.Component):
                 address.eq(head.local),
                 row_address.eq(head.local + head.local_stride),
                 words_left.eq(head.words),
+                one_word.eq(head.words == 1),
+                row_ends.eq(head.words == 1),
+                last_row.eq(head.rows == 1),
+                final.eq((head.words == 1) & (head.rows == 1)),
                 failed.eq(0),
             ]
 

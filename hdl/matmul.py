@@ -34,7 +34,7 @@ class MatmulUnit(wiring.Component):
     plane of the activations, W = ``weight_ports`` and S = ``minimum_pass`` (4 if W is 1, else 2);
     no cycle is lost between tiles, nor between instructions: a command is accepted when the last
     tile of the one before begins to load. From the transfer of its command
-    to its ``done`` a single instruction of T tiles takes ``(T - 1) * max(P, D / W) + P + 2 D + 4``
+    to its ``done`` a single instruction of T tiles takes ``(T - 1) * max(P, D / W) + P + 2 D + 3``
     cycles.
 
     Both memories must answer every read. Addresses wrap at the size of their memory. No instruction
@@ -44,8 +44,8 @@ class MatmulUnit(wiring.Component):
     Members
     -------
     commands, done, busy, error, error_code, error_pc
-        ``UnitSignature``. ``done`` comes ``EARLY`` (2) cycles before the last accumulator write:
-        no unit that is told reads the accumulator sooner than three cycles after it.
+        ``UnitSignature``. ``done`` comes ``EARLY`` (3) cycles before the last accumulator write:
+        no unit that is told reads the accumulator sooner than four cycles after it.
     activation : read port of D bytes
     weight : array of W read ports of D bytes, of the banks of the weight memory
     read : read port of the accumulator for another unit, D x signed(32)
@@ -57,7 +57,7 @@ class MatmulUnit(wiring.Component):
         A row of the accumulator is being written.
     """
 
-    EARLY = 2
+    EARLY = 3
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -123,7 +123,7 @@ class MatmulUnit(wiring.Component):
             accumulator.lanes.eq(updates.o.lanes),
         ]
 
-        # One each in walker, loader and streamer, and behind them at most (2 D + 4) / (D / W).
+        # One each in walker, loader and streamer, and behind them at most (2 D + 3) / (D / W).
         under_way = Signal(4)
         m.d.sync += under_way.eq(
             under_way + (self.commands.valid & self.commands.ready) - self.done

@@ -9,7 +9,7 @@ No pipeline ever stalls: a beat is let in only if the buffer behind has a free p
 """
 
 from amaranth import Cat, Module, Mux, Shape, Signal, Value, signed
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
@@ -17,6 +17,7 @@ from systolith.hdl.layouts import PARAMETER
 from systolith.hdl.norm_deviation import STEPS, InverseDeviation
 from systolith.hdl.norm_lane import INVERSE_BITS, SHIFT_BITS, Affine, Normalise
 from systolith.hdl.pipeline import Buffer, Credits, Ring, delay, tree, walk
+from systolith.hdl.queue import Queue
 
 BEAT_BITS = 12
 ROWS_IN_FLIGHT = 16
@@ -94,8 +95,10 @@ class Norm(wiring.Component):
         depth = 1 << bits_for(self.max_features // self.lanes + 32 - 1)
         feature = data.StructLayout({"x": signed(16), "valid": 1})
         m.submodules.ring = Ring(data.ArrayLayout(feature, self.lanes), depth)
-        info = data.StructLayout({"count": self.count_bits, "beats": BEAT_BITS, "wide": 1})
-        m.submodules.info = _queue(info)
+        info = data.StructLayout(
+            {"beats": BEAT_BITS, "single": 1, "count": self.count_bits, "wide": 1}
+        )
+        m.submodules.info = _queue(info, registered=BEAT_BITS + 1)
         m.submodules.totals = _queue(signed(self.total_bits))
         m.submodules.inverses = _queue(
             data.StructLayout({"inverse": INVERSE_BITS, "shift": SHIFT_BITS})
@@ -108,32 +111,38 @@ class Norm(wiring.Component):
         """Phase A: features into the ring; a row's sum and inverse into their queues."""
         v, log_v = self.lanes, exact_log2(self.lanes)
         ring, info = m.submodules.ring, m.submodules.info
-        m.submodules.rows = rows = Buffer(ROW)
-        row = rows.o.payload
+        m.submodules.rows = rows = Buffer(data.StructLayout({"row": ROW, "single": 1}))
+        row, single = rows.o.payload.row, rows.o.payload.single
         # What the end of a row needs: taken there, while phase B takes ``info``.
         epilogue = data.StructLayout(
             {"count": self.count_bits, "center": 1, "eps": 16, "eps_shift": 6}
         )
         m.submodules.epilogues = epilogues = _queue(epilogue)
-        accept, index, first, last = walk(m, "a", row.beats)
-        cooling = Signal(range(STEPS))
-        m.d.sync += cooling.eq(Mux(accept & last, STEPS - 1, cooling - (cooling != 0)))
-        room = ring.available & (info.w_rdy | ~first) & ~(last & (cooling != 0))
+        accept, index, first, last = walk(m, "a", row.beats, single)
+        # The divider takes a row every STEPS cycles.
+        cooling = Signal(STEPS - 1)
+        m.d.sync += cooling.eq(Mux(accept & last, ~0, cooling >> 1))
+        room = ring.available & (info.w_rdy | ~first) & ~(last & cooling[0])
         m.d.comb += [
-            rows.i.payload.eq(self.rows.payload),
+            rows.i.payload.row.eq(self.rows.payload),
+            rows.i.payload.single.eq(self.rows.payload.beats == 1),
             rows.i.valid.eq(self.rows.valid),
             self.rows.ready.eq(rows.i.ready),
             rows.o.ready.eq(accept & last),
             self.i.ready.eq(rows.o.valid & room),
             accept.eq(self.i.valid & self.i.ready),
             info.w_en.eq(accept & first),
-            info.w_data.eq(Cat(row.length[: self.count_bits], row.beats, row.wide)),
+            info.w_data.eq(Cat(row.beats, single, row.length[: self.count_bits], row.wide)),
+            ring.claim.eq(accept),
+            ring.write.eq(delay(m, accept, 1, "accept_w")),
+        ]
+
+        # A cycle later: whether a beat is accepted is known late, and the row's end is far.
+        m.d.sync += [
             epilogues.w_en.eq(accept & first),
             epilogues.w_data.eq(
                 Cat(row.length[: self.count_bits], row.center, row.eps, row.eps_shift)
             ),
-            ring.claim.eq(accept),
-            ring.write.eq(delay(m, accept, 1, "accept_w")),
         ]
 
         whole, part = row.length[log_v:], row.length[:log_v]
@@ -188,16 +197,14 @@ class Norm(wiring.Component):
         v = self.lanes
         ring, info = m.submodules.ring, m.submodules.info
         totals, inverses = m.submodules.totals, m.submodules.inverses
-        m.submodules.results = results = fifo.SyncFIFO(width=16 * v, depth=_OUTPUT_DEPTH)
+        m.submodules.results = results = Queue(16 * v, _OUTPUT_DEPTH)
         m.submodules.places = places = Credits(_OUTPUT_DEPTH)
         # Parameters wait here for their features, which are under way when they are claimed.
         kept = data.ArrayLayout(data.StructLayout({"bias": 32, "gain": 16, "shift": 6}), v)
-        m.submodules.parameters = parameters = fifo.SyncFIFO(
-            width=kept.size, depth=_PARAMETER_DEPTH
-        )
+        m.submodules.parameters = parameters = Queue(kept.size, _PARAMETER_DEPTH)
         m.submodules.claims = claims = Credits(_PARAMETER_DEPTH, 0)
         row = data.View(info_layout, info.r_data)
-        accept, _, _, last = walk(m, "b", row.beats)
+        accept, _, _, last = walk(m, "b", row.beats, row.single)
         needed = delay(m, accept, Normalise.LATENCY, "needed")
         m.d.comb += [
             accept.eq(inverses.r_rdy & places.available & claims.available),
@@ -258,5 +265,5 @@ class Norm(wiring.Component):
             ]
 
 
-def _queue(shape) -> fifo.SyncFIFO:
-    return fifo.SyncFIFO(width=Shape.cast(shape).width, depth=ROWS_IN_FLIGHT)
+def _queue(shape, *, registered: int = 0) -> Queue:
+    return Queue(Shape.cast(shape).width, ROWS_IN_FLIGHT, registered=registered)

@@ -42,20 +42,29 @@ def tree(
     return values[0]
 
 
-def walk(m: Module, name: str, beats: Value) -> tuple[Signal, Signal, Signal, Signal]:
+def walk(
+    m: Module, name: str, beats: Value, single: Value
+) -> tuple[Signal, Signal, Signal, Signal]:
     """Counts through rows of ``beats`` beats: signals (accept, index, first, last).
 
     The caller drives ``accept``, high in the cycles in which the present beat is taken; the others
     describe that beat. ``beats``: of the present row, at least 1; may be anything between rows.
+    ``single``: they are 1; a register, so that ``last`` waits for no comparison.
     """
     accept = Signal(name=f"accept_{name}")
     index = Signal(len(beats), name=f"index_{name}")
-    first = Signal(name=f"first_{name}")
+    first = Signal(name=f"first_{name}", init=1)
     last = Signal(name=f"last_{name}")
-    after = Signal(len(beats), name=f"after_{name}", init=1)  # index + 1, without an adder
-    m.d.comb += [first.eq(index == 0), last.eq(after == beats)]
+    ends = Signal(name=f"ends_{name}")  # last of a row of several beats; found a beat before
+    beyond = Signal(len(beats) + 1, name=f"beyond_{name}", init=2)  # index + 2, without an adder
+    m.d.comb += last.eq(Mux(first, single, ends))
     with m.If(accept):
-        m.d.sync += [index.eq(Mux(last, 0, after)), after.eq(Mux(last, 1, after + 1))]
+        m.d.sync += [
+            index.eq(Mux(last, 0, index + 1)),
+            beyond.eq(Mux(last, 2, beyond + 1)),
+            ends.eq(~last & (beyond == beats)),
+            first.eq(last),
+        ]
     return accept, index, first, last
 
 
@@ -93,6 +102,9 @@ class Buffer(wiring.Component):
         head = Signal.like(spare)
         full = Signal()
         m.d.comb += [self.i.ready.eq(~full), Value.cast(self.o.payload).eq(head)]
+        # The spare word follows the input until it is needed: its enable waits for nobody.
+        with m.If(~full):
+            m.d.sync += spare.eq(Value.cast(self.i.payload))
         with m.If(self.o.ready | ~self.o.valid):
             m.d.sync += [
                 head.eq(Mux(full, spare, Value.cast(self.i.payload))),
@@ -100,7 +112,7 @@ class Buffer(wiring.Component):
                 full.eq(0),
             ]
         with m.Elif(self.i.valid & self.i.ready):
-            m.d.sync += [spare.eq(Value.cast(self.i.payload)), full.eq(1)]
+            m.d.sync += full.eq(1)
         return m
 
 

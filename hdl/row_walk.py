@@ -45,14 +45,14 @@ class RowWalk(wiring.Component):
         blocks_left = Signal(12, reset_less=True)
         phase = Signal(8, reset_less=True)
 
+        # Registers, each found a step ahead: of a single block or row, and of the present one.
+        one_block, row_ends = Signal(reset_less=True), Signal(reset_less=True)
+        one_period, period_ends = Signal(reset_less=True), Signal(reset_less=True)
+        last_row = Signal(reset_less=True)
         next_row = Signal(ADDRESS_BITS)
-        row_ends = Signal()
-        period_ends = Signal()
         m.d.comb += [
             next_row.eq(row + walk.stride),
-            row_ends.eq(blocks_left == 1),
-            period_ends.eq(phase + 1 == walk.period),  # 9 bits: never equal to 0
-            self.last.eq(row_ends & (rows_left == 1)),
+            self.last.eq(row_ends & last_row),
         ]
         with m.If(self.start):
             m.d.sync += [
@@ -62,6 +62,11 @@ class RowWalk(wiring.Component):
                 rows_left.eq(self.walk.rows),
                 blocks_left.eq(self.walk.blocks),
                 phase.eq(0),
+                one_block.eq(self.walk.blocks == 1),
+                row_ends.eq(self.walk.blocks == 1),
+                one_period.eq(self.walk.period == 1),
+                period_ends.eq(self.walk.period == 1),
+                last_row.eq(self.walk.rows == 1),
                 self.valid.eq(1),
             ]
         with m.Elif(self.next & self.valid):
@@ -73,11 +78,17 @@ class RowWalk(wiring.Component):
                     rows_left.eq(rows_left - 1),
                     blocks_left.eq(walk.blocks),
                     phase.eq(0),
+                    row_ends.eq(one_block),
+                    period_ends.eq(one_period),
+                    last_row.eq(rows_left == 2),
                 ]
             with m.Else():
                 m.d.sync += [
                     self.address.eq(Mux(period_ends, row, self.address + walk.step)),
                     blocks_left.eq(blocks_left - 1),
                     phase.eq(Mux(period_ends, 0, phase + 1)),
+                    row_ends.eq(blocks_left == 2),
+                    # 9 bits: never equal to 0
+                    period_ends.eq(Mux(period_ends, one_period, phase + 2 == walk.period)),
                 ]
         return m

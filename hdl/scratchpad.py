@@ -35,13 +35,17 @@ def table_bits(config: Config) -> int:
     return bits_for_rows(config.table_slots * 1024 // config.dim)
 
 
-def _take_turns(m: Module, first: Value, second: Value, ready: Value) -> Signal:
-    """High when ``second`` is served; of two requests the one not served last time wins."""
-    pick, turn = Signal(), Signal()
-    m.d.comb += pick.eq(second & (turn | ~first))
-    with m.If((first | second) & ready):
-        m.d.sync += turn.eq(~pick)
-    return pick
+def _owner(m: Module, first: Value, second: Value, memory) -> Signal:
+    """A register: the port of ``memory`` belongs to the second of two that want it.
+
+    Drives ``memory.en``. The owner loses the port if it does not use it, or was served, and the
+    other one waits.
+    """
+    second_owns = Signal()
+    m.d.comb += memory.en.eq(Mux(second_owns, second, first))
+    with m.If(Mux(second_owns, first, second) & (memory.ready | ~memory.en)):
+        m.d.sync += second_owns.eq(~second_owns)
+    return second_owns
 
 
 class SharedReadPort(wiring.Component):
@@ -70,24 +74,22 @@ class SharedReadPort(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         first, second = self.readers
-        second_owns = Signal()
-        other = Signal()
+        second_owns = _owner(m, first.en, second.en, self.memory)
         m.d.comb += [
-            other.eq(Mux(second_owns, first.en, second.en)),
-            self.memory.en.eq(Mux(second_owns, second.en, first.en)),
             self.memory.addr.eq(Mux(second_owns, second.addr, first.addr)),
             first.ready.eq(self.memory.ready & ~second_owns),
             second.ready.eq(self.memory.ready & second_owns),
         ]
-        with m.If(other & (self.memory.ready | ~self.memory.en)):
-            m.d.sync += second_owns.eq(~second_owns)
         for reader in (first, second):
             m.d.comb += Value.cast(reader.data).eq(Value.cast(self.memory.data))
         return m
 
 
 class SharedWritePort(wiring.Component):
-    """Two writers on one write port, in turns; no latency.
+    """Two writers on one write port, in turns.
+
+    As with ``SharedReadPort`` the port belongs to the writer that was served last, at first to the
+    first one, and changes hands in one cycle: whether a writer is served is in a register.
 
     Members
     -------
@@ -106,16 +108,15 @@ class SharedWritePort(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         first, second = self.writers
-        pick = _take_turns(m, first.en, second.en, self.memory.ready)
+        second_owns = _owner(m, first.en, second.en, self.memory)
         m.d.comb += [
-            self.memory.en.eq(first.en | second.en),
-            first.ready.eq(self.memory.ready & ~pick),
-            second.ready.eq(self.memory.ready & (pick | ~first.en)),
+            first.ready.eq(self.memory.ready & ~second_owns),
+            second.ready.eq(self.memory.ready & second_owns),
         ]
         for name in ("addr", "mask", "data"):
             chosen = Value.cast(getattr(self.memory, name))
             one, two = (Value.cast(getattr(writer, name)) for writer in (first, second))
-            m.d.comb += chosen.eq(Mux(pick, two, one))
+            m.d.comb += chosen.eq(Mux(second_owns, two, one))
         return m
 
 

@@ -72,14 +72,14 @@ class Registers(wiring.Component):
 
 
 class ScalarAlu(wiring.Component):
-    """``alu`` but for shifts, and the conditions of ``branch``; combinational.
+    """``alu`` but for shifts, and the conditions of ``branch``.
 
     Members
     -------
     x, y : in, 32
     operation : in, ``AluOp``; condition : in, ``Condition``
-    result : out, 32
-    holds : out, 1
+    result : out, 32; holds : out, 1
+        Of the inputs of the cycle before.
     """
 
     x: In(32)
@@ -97,7 +97,7 @@ class ScalarAlu(wiring.Component):
         m.d.comb += [
             difference.eq(x - y),
             less.eq(difference[32]),
-            equal.eq(difference[:32] == 0),
+            equal.eq(x == y),
         ]
         results = {
             AluOp.ADD: (x + y)[:32],
@@ -117,10 +117,12 @@ class ScalarAlu(wiring.Component):
             (self.operation, self.result, results),
             (self.condition, self.holds, conditions),
         ):
+            chosen = Signal.like(output, name="chosen")
             with m.Switch(selector):
                 for code, value in values.items():
                     with m.Case(code):
-                        m.d.comb += output.eq(value)
+                        m.d.comb += chosen.eq(value)
+            m.d.sync += output.eq(chosen)
         return m
 
 
@@ -199,6 +201,8 @@ class Sequencer(wiring.Component):
         m.submodules.alu = alu = ScalarAlu()
         pc = Signal(PC_BITS)
         index = Signal(range(isa.WORDS))
+        addend = Signal(32)
+        """What is added to the next word."""
         opcode = Signal(8)
         selects = Signal(4 * (isa.WORDS - _FIRST_OPERAND))
         masks = Signal(2 * isa.SEMAPHORES)
@@ -208,7 +212,9 @@ class Sequencer(wiring.Component):
         word, queued = self.words.payload, self.queued.payload
         command = queued.command
         operation = operand(command, "alu", "op")
-        condition = operand(command, "branch", "condition")
+        # While the last word is taken everything that the ALU needs lies one place higher.
+        coming = Signal.like(command)
+        m.d.comb += coming.words.as_value().eq(operands.as_value()[32:])
         # Of the opcode, which arrives long before the instruction is executed. No m.Switch: yosys
         # would make a memory of it.
         kind, unit = Signal(range(_KINDS)), Signal(queued.unit.shape())
@@ -226,16 +232,38 @@ class Sequencer(wiring.Component):
             command.pc.eq(pc),
             Cat(queued.wait, queued.signal).eq(masks),
             registers.read.eq(selects[:4]),
-            registers.write.eq(operand(command, "alu", "rd")),
             queued.unit.eq(unit),
-            alu.x.eq(x),
-            alu.y.eq(y),
-            alu.operation.eq(operation),
-            alu.condition.eq(condition),
+            alu.x.eq(coming.words[0]),
+            alu.y.eq(coming.words[1]),
+            alu.operation.eq(operand(coming, "alu", "op")),
+            alu.condition.eq(operand(coming, "branch", "condition")),
             self.pc.eq(pc),
             self.addresses.payload.eq(operand(command, "ldr", "address")),
             self.mark.eq(operand(command, "mark", "x")),
         ]
+
+        # Of the operands, in time for the cycle in which the instruction is executed.
+        shifts, unaligned, illegal = Signal(), Signal(), Signal()
+        op = operand(coming, "alu", "op")
+        m.d.sync += [
+            shifts.eq((op == AluOp.SHL) | (op == AluOp.SHR)),
+            unaligned.eq(operand(coming, "ldr", "address")[:2] != 0),
+            illegal.eq(
+                Mux(
+                    opcode == isa.BY_NAME["alu"].code,
+                    op > max(AluOp),
+                    operand(coming, "branch", "condition") > max(Condition),
+                )
+            ),
+        ]
+
+        # Through registers: the first register of the next instruction is read two cycles later.
+        m.d.sync += [
+            registers.write_enable.eq(0),
+            registers.write.eq(operand(command, "alu", "rd")),
+        ]
+        idle, vector_idle = Signal(), Signal()
+        m.d.sync += [idle.eq(self.idle), vector_idle.eq(self.vector_idle)]
 
         @contextmanager
         def state(name: str) -> Iterator[None]:
@@ -254,26 +282,35 @@ class Sequencer(wiring.Component):
             m.next = "words"
 
         def write(value: Value) -> None:
-            m.d.comb += [registers.write_enable.eq(1), registers.value.eq(value)]
+            m.d.sync += [registers.write_enable.eq(1), registers.value.eq(value)]
             retire()
+
+        def take_first_word() -> None:
+            m.d.comb += [self.words.ready.eq(1), self.starved.eq(~self.words.valid)]
+            with m.If(self.words.valid):
+                m.d.comb += self.moved.eq(1)
+                m.d.sync += [index.eq(1), Cat(opcode, selects).eq(word.data)]
+                with m.If(word.error):
+                    fail(Error.BUS_READ)
 
         def take_word() -> None:
             m.d.comb += [self.words.ready.eq(1), self.starved.eq(~self.words.valid)]
             with m.If(self.words.valid):
                 m.d.comb += self.moved.eq(1)
-                m.d.sync += index.eq(index + 1)
+                # The register of an operand is read while the word before it is taken. Operands
+                # move down: after six of them the first is in its place, whatever came before.
+                added = (word.data + addend)[:32]
+                m.d.sync += [
+                    index.eq(index + 1),
+                    addend.eq(registers.data),
+                    selects.eq(selects >> 4),
+                    operands.as_value().eq(Cat(operands.as_value()[32:], added)),
+                ]
                 with m.Switch(index):
                     with m.Case(0):
                         m.d.sync += Cat(opcode, selects).eq(word.data)
                     with m.Case(1):
                         m.d.sync += Cat(masks, flags).eq(word.data)
-                    with m.Default():
-                        # Operands move down: after six words the first is in its place.
-                        added = (word.data + registers.data)[:32]
-                        m.d.sync += [
-                            operands.as_value().eq(Cat(operands.as_value()[32:], added)),
-                            selects.eq(selects >> 4),
-                        ]
                 with m.If(index == _LAST_WORD):
                     m.next = "execute"
                 with m.If(word.error):
@@ -302,37 +339,37 @@ class Sequencer(wiring.Component):
                     with m.If(self.queued.ready):
                         retire()
                         # What the next instruction's first word replaces has just left.
-                        take_word()
+                        take_first_word()
                 with m.Case(control["ldr"]):
-                    with m.If(self.addresses.payload[:2] != 0):
+                    with m.If(unaligned):
                         fail(Error.MISALIGNED)
                     with m.Else():
                         m.d.comb += self.addresses.valid.eq(1)
                         with m.If(self.addresses.ready):
                             m.next = "load"
                 with m.Case(control["alu"]):
-                    with m.If(operation > max(AluOp)):
+                    with m.If(illegal):
                         fail(Error.ILLEGAL_OPCODE)
-                    with m.Elif((operation == AluOp.SHL) | (operation == AluOp.SHR)):
+                    with m.Elif(shifts):
                         m.next = "shift"
                     with m.Else():
                         write(alu.result)
                 with m.Case(control["branch"]):
-                    with m.If(condition > max(Condition)):
+                    with m.If(illegal):
                         fail(Error.ILLEGAL_OPCODE)
                     with m.Else():
                         retire()
                         with m.If(alu.holds):
                             m.d.sync += pc.eq(operand(command, "branch", "target"))
                             m.next = "restart"
-                with m.Case(control["argmax"]), m.If(self.vector_idle):
+                with m.Case(control["argmax"]), m.If(vector_idle):
                     write(self.maximum)
-                with m.Case(control["fence"]), m.If(self.idle):
+                with m.Case(control["fence"]), m.If(idle):
                     retire()
-                with m.Case(control["mark"]), m.If(self.idle):
+                with m.Case(control["mark"]), m.If(idle):
                     m.d.comb += self.marked.eq(1)
                     retire()
-                with m.Case(control["halt"]), m.If(self.idle):
+                with m.Case(control["halt"]), m.If(idle):
                     m.d.comb += self.halted.eq(1)
                     retire()
                     m.next = "idle"

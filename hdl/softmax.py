@@ -9,12 +9,13 @@ it claims at once. Rows much shorter than the pipelines therefore still flow at 
 """
 
 from amaranth import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from systolith import golden, tables
 from systolith.hdl.pipeline import Buffer, Credits, Ring, delay, tree, walk
+from systolith.hdl.queue import Queue
 from systolith.hdl.rom import PiecewiseLinear
 from systolith.hdl.softmax_lane import (
     DISTANCE_BITS,
@@ -36,7 +37,8 @@ ROW = data.StructLayout({"limit": 16, "beats": BEAT_BITS, "mult": 16, "shift": 6
 _OUTPUT_DEPTH = 16
 """More than phase C's latency and the way of a credit back."""
 
-_INFO = data.StructLayout({"beats": BEAT_BITS, "wide": 1})
+_INFO = data.StructLayout({"beats": BEAT_BITS, "single": 1, "wide": 1})
+"""What the later phases know of a row; ``single``: it has one beat."""
 
 
 class Softmax(wiring.Component):
@@ -101,9 +103,9 @@ class Softmax(wiring.Component):
         m.submodules.ring_1 = Ring(data.ArrayLayout(exponents, v), depth)
         m.submodules.ring_2 = Ring(data.ArrayLayout(distances, v), depth)
         # Descriptors travel ahead of their rows; the row's result of a phase follows its end.
-        m.submodules.info_1 = fifo.SyncFIFO(width=_INFO.size, depth=ROWS_IN_FLIGHT)
-        m.submodules.info_2 = fifo.SyncFIFO(width=_INFO.size, depth=ROWS_IN_FLIGHT)
-        m.submodules.tops = fifo.SyncFIFO(width=EXPONENT_BITS, depth=ROWS_IN_FLIGHT)
+        m.submodules.info_1 = Queue(_INFO, ROWS_IN_FLIGHT, registered=_INFO.size)
+        m.submodules.info_2 = Queue(_INFO, ROWS_IN_FLIGHT, registered=_INFO.size)
+        m.submodules.tops = Queue(EXPONENT_BITS, ROWS_IN_FLIGHT)
         self._scale(m)
         total, done = self._align(m)
         self._invert(m, total, done)
@@ -115,21 +117,22 @@ class Softmax(wiring.Component):
         v, log_v = self.lanes, exact_log2(self.lanes)
         ring, info, tops = m.submodules.ring_1, m.submodules.info_1, m.submodules.tops
         # Two descriptors, so that a row can begin right after the last beat of the one before.
-        m.submodules.rows = queue = Buffer(ROW)
-        row = queue.o.payload
+        m.submodules.rows = queue = Buffer(data.StructLayout({"row": ROW, "single": 1}))
+        row, single = queue.o.payload.row, queue.o.payload.single
         m.d.comb += [
-            queue.i.payload.eq(self.rows.payload),
+            queue.i.payload.row.eq(self.rows.payload),
+            queue.i.payload.single.eq(self.rows.payload.beats == 1),
             queue.i.valid.eq(self.rows.valid),
             self.rows.ready.eq(queue.i.ready),
         ]
-        accept, index, first, last = walk(m, "a", row.beats)
+        accept, index, first, last = walk(m, "a", row.beats, single)
         m.d.comb += [
             self.i.ready.eq(queue.o.valid & ring.available & (info.w_rdy | ~first)),
             accept.eq(self.i.valid & self.i.ready),
             queue.o.ready.eq(accept & last),
             ring.claim.eq(accept),
             info.w_en.eq(accept & first),
-            info.w_data.eq(Cat(row.beats, row.wide)),
+            info.w_data.eq(Cat(row.beats, single, row.wide)),
         ]
         mask = Signal(v)
         whole, part = row.limit[log_v:], row.limit[:log_v]
@@ -176,7 +179,7 @@ class Softmax(wiring.Component):
         v, log_v = self.lanes, exact_log2(self.lanes)
         source, target = m.submodules.ring_1, m.submodules.ring_2
         info, info_2, tops = m.submodules.info_1, m.submodules.info_2, m.submodules.tops
-        accept, _, first, last = walk(m, "b", data.View(_INFO, info.r_data).beats)
+        accept, _, first, last = walk(m, "b", info.r_data.beats, info.r_data.single)
         m.d.comb += [
             accept.eq(tops.r_rdy & target.available & (info_2.w_rdy | ~first)),
             source.read.eq(accept),
@@ -242,9 +245,7 @@ class Softmax(wiring.Component):
         length = Signal(range(excess_max + 2))
         m.d.comb += length.eq(delay(m, excess, 2, "excess") + rounded[20])
 
-        m.submodules.inverses = inverses = fifo.SyncFIFO(
-            width=INVERSE_BITS + len(length), depth=ROWS_IN_FLIGHT
-        )
+        m.submodules.inverses = inverses = Queue(INVERSE_BITS + len(length), ROWS_IN_FLIGHT)
         m.d.comb += [
             inverses.w_data.eq(
                 Cat(reciprocal.value, delay(m, length, reciprocal.LATENCY, "length"))
@@ -256,12 +257,12 @@ class Softmax(wiring.Component):
         """Phase C: mantissas of ring 2 times the reciprocal, rounded, to ``o``."""
         source, info = m.submodules.ring_2, m.submodules.info_2
         inverses = m.submodules.inverses
-        m.submodules.results = output = fifo.SyncFIFO(
-            width=len(Value.cast(self.o.payload)), depth=_OUTPUT_DEPTH
+        m.submodules.results = output = Queue(
+            len(Value.cast(self.o.payload)), _OUTPUT_DEPTH
         )
         m.submodules.places = places = Credits(_OUTPUT_DEPTH)
-        row = data.View(_INFO, info.r_data)
-        accept, _, _, last = walk(m, "c", row.beats)
+        row = info.r_data
+        accept, _, _, last = walk(m, "c", row.beats, row.single)
         m.d.comb += [
             accept.eq(inverses.r_rdy & places.available),
             source.read.eq(accept),

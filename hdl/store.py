@@ -2,7 +2,7 @@
 
 from amaranth import Module, Mux, Signal
 from amaranth.hdl import Value
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from systolith import isa
@@ -18,6 +18,7 @@ from systolith.hdl.layouts import (
     row,
 )
 from systolith.hdl.pipeline import Buffer
+from systolith.hdl.queue import Queue
 from systolith.registers import Error
 
 LOCAL_BITS = 20
@@ -77,8 +78,11 @@ class _Source(wiring.Component):
         address = Signal(LOCAL_BITS, reset_less=True)
         row_address = Signal(LOCAL_BITS, reset_less=True)
         words_left = Signal(16, reset_less=True)
+        # Registers, each found a word or a row ahead.
+        one_word, row_ends = Signal(reset_less=True), Signal(reset_less=True)
+        last_row = Signal(reset_less=True)
 
-        m.submodules.ahead = ahead = fifo.SyncFIFO(width=word_bits, depth=self.AHEAD)
+        m.submodules.ahead = ahead = Queue(word_bits, self.AHEAD)
         room = Signal(range(self.AHEAD + 1), init=self.AHEAD)
         """Words of the FIFO that are neither occupied nor reserved."""
         enough = Signal(init=1)
@@ -95,9 +99,11 @@ class _Source(wiring.Component):
         """Both of these, from a register."""
         arrived_single = Signal()
         value = Signal(32, reset_less=True)
-        rest = Signal((_ACC_WORDS - 1) * word_bits, reset_less=True)
+        rest = Signal(_ACC_WORDS * word_bits, reset_less=True)
         """Words of the last accumulator row that still have to go into the FIFO."""
-        rest_count = Signal(range(_ACC_WORDS))
+        one, from_row = Signal(word_bits, reset_less=True), Signal()
+        """Any other word on its way there, a register too: memories answer late in a cycle."""
+        rest_count = Signal(range(_ACC_WORDS + 1))
 
         wanted = Signal()
         granted = Signal()
@@ -110,11 +116,11 @@ class _Source(wiring.Component):
             reads.i.payload.accumulator.eq(current.accumulator),
             reads.i.payload.single.eq(current.single),
             reads.i.payload.value.eq(current.value),
-            finishes.eq(asked & (current.single | ((words_left == 1) & (current.rows == 1)))),
+            finishes.eq(asked & (current.single | (row_ends & last_row))),
             self.fetches.ready.eq(~active | finishes),
             need.eq(Mux(this.accumulator & ~this.single, _ACC_WORDS, 1)),
             # One word enters the FIFO in each cycle: the next must find the way free.
-            wanted.eq(reads.o.valid & ~arrived_row & (rest_count <= 1) & enough),
+            wanted.eq(reads.o.valid & ~arrived_row & (rest_count <= 2) & enough),
             self.activation.en.eq(wanted & ~this.single & ~this.accumulator),
             self.activation.addr.eq(this.address),
             self.accumulator.en.eq(wanted & ~this.single & this.accumulator),
@@ -127,13 +133,17 @@ class _Source(wiring.Component):
             reads.o.ready.eq(granted),
         ]
         with m.If(asked):
-            m.d.sync += [address.eq(address + 1), words_left.eq(words_left - 1)]
-            with m.If(words_left == 1):
+            m.d.sync += [
+                address.eq(address + 1), words_left.eq(words_left - 1), row_ends.eq(words_left == 2)
+            ]
+            with m.If(row_ends):
                 m.d.sync += [
                     address.eq(row_address),
                     row_address.eq(row_address + current.local_stride),
                     words_left.eq(current.words),
                     current.rows.eq(current.rows - 1),
+                    row_ends.eq(one_word),
+                    last_row.eq(current.rows == 2),
                 ]
         with m.If(self.fetches.ready):
             fetch = self.fetches.payload
@@ -143,6 +153,9 @@ class _Source(wiring.Component):
                 address.eq(fetch.local),
                 row_address.eq(fetch.local + fetch.local_stride),
                 words_left.eq(fetch.words),
+                one_word.eq(fetch.words == 1),
+                row_ends.eq(fetch.words == 1),
+                last_row.eq(fetch.rows == 1),
             ]
 
         m.d.sync += [
@@ -154,21 +167,27 @@ class _Source(wiring.Component):
             enough.eq(room >= 2 * _ACC_WORDS),
             room.eq(room - Mux(granted, need, 0) + (self.words.valid & self.words.ready)),
         ]
-        row_in = Value.cast(self.accumulator.data)
-        with m.If(arrived & arrived_accumulator):
-            m.d.sync += [rest.eq(row_in[word_bits:]), rest_count.eq(_ACC_WORDS - 1)]
+        a_row = arrived & arrived_accumulator
+        m.d.sync += [
+            rest.eq(Mux(a_row, Value.cast(self.accumulator.data), rest[word_bits:])),
+            one.eq(
+                Mux(
+                    arrived_single,
+                    value.replicate(word_bits // 32),
+                    Value.cast(self.activation.data),
+                )
+            ),
+        ]
+        with m.If(arrived):
+            m.d.sync += [
+                rest_count.eq(Mux(arrived_accumulator, _ACC_WORDS, 1)),
+                from_row.eq(arrived_accumulator),
+            ]
         with m.Elif(rest_count != 0):
-            m.d.sync += [rest.eq(rest[word_bits:]), rest_count.eq(rest_count - 1)]
-        with m.If(~arrived):
-            m.d.comb += ahead.w_data.eq(rest)
-        with m.Elif(arrived_accumulator):
-            m.d.comb += ahead.w_data.eq(row_in)
-        with m.Elif(arrived_single):
-            m.d.comb += ahead.w_data.eq(value.replicate(word_bits // 32))
-        with m.Else():
-            m.d.comb += ahead.w_data.eq(Value.cast(self.activation.data))
+            m.d.sync += rest_count.eq(rest_count - 1)
         m.d.comb += [
-            ahead.w_en.eq(arrived | (rest_count != 0)),
+            ahead.w_data.eq(Mux(from_row, rest[:word_bits], one)),
+            ahead.w_en.eq(rest_count != 0),
             self.words.payload.eq(ahead.r_data),
             self.words.valid.eq(ahead.r_rdy),
             ahead.r_en.eq(self.words.ready),
@@ -238,30 +257,38 @@ class StoreUnit(wiring.Component):
         start = Signal(32, reset_less=True)
         stride = Signal(32, reset_less=True)
         pc = Signal(PC_BITS, reset_less=True)
+        misaligned, skip = Signal(reset_less=True), Signal(reset_less=True)
+
+        def field(name: str) -> Value:
+            return operand(command, "store", name)
+
+        single, uneven = Signal(), Signal()
+        low = (self.base[:size] + field("address")[:size])[:size]
+        m.d.comb += [
+            single.eq(command.opcode == isa.BY_NAME["storew"].code),
+            uneven.eq(
+                Mux(
+                    single,
+                    low[:2].any(),
+                    low.any() | (field("stride")[:size].any() & (field("rows") > 1)),
+                )
+            ),
+        ]
         with m.If(self.commands.valid & self.commands.ready):
             m.d.sync += [
                 prepared.eq(1),
-                start.eq(self.base + operand(command, "store", "address")),
-                stride.eq(operand(command, "store", "stride")),
+                start.eq(self.base + field("address")),
+                stride.eq(field("stride")),
                 pc.eq(command.pc),
+                misaligned.eq(uneven),
+                skip.eq(uneven | (~single & ((field("rows") == 0) | (field("words") == 0)))),
                 fetch.value.eq(operand(command, "storew", "value")),
-                fetch.single.eq(command.opcode == isa.BY_NAME["storew"].code),
-                fetch.accumulator.eq(
-                    operand(command, "store", "space") == isa.StoreSpace.ACCUMULATOR
-                ),
+                fetch.single.eq(single),
+                fetch.accumulator.eq(field("space") == isa.StoreSpace.ACCUMULATOR),
                 *(
-                    fetch[name].eq(operand(command, "store", name))
+                    fetch[name].eq(field(name))
                     for name in ("local", "local_stride", "words", "rows")
                 ),
-            ]
-        misaligned = Signal()
-        skip = Signal()
-        with m.If(fetch.single):
-            m.d.comb += [misaligned.eq(start[:2].any()), skip.eq(misaligned)]
-        with m.Else():
-            m.d.comb += [
-                misaligned.eq(start[:size].any() | (stride[:size].any() & (fetch.rows > 1))),
-                skip.eq(misaligned | (fetch.rows == 0) | (fetch.words == 0)),
             ]
 
         # A job goes to the address side and to the data side in the same cycle.
@@ -304,12 +331,8 @@ class StoreUnit(wiring.Component):
         # Address side: each burst goes to AW, to the W side and, in order, to the response side.
         w_burst = data.StructLayout({"len": 8, "single": 1, "lane": lane_bits})
         b_burst = data.StructLayout({"pc": PC_BITS, "final": 1, "skip": 1, "misaligned": 1})
-        m.submodules.w_bursts = w_bursts = fifo.SyncFIFO(
-            width=w_burst.size, depth=config.outstanding
-        )
-        m.submodules.b_bursts = b_bursts = fifo.SyncFIFO(
-            width=b_burst.size, depth=config.outstanding
-        )
+        m.submodules.w_bursts = w_bursts = Queue(w_burst.size, max(2, config.outstanding))
+        m.submodules.b_bursts = b_bursts = Queue(b_burst.size, max(2, config.outstanding))
         # A burst waits in registers, so that the splitter needs no answer of the bus in its cycle.
         m.submodules.bursts = bursts = Buffer(splitter.bursts.payload.shape())
         wiring.connect(m, splitter.bursts, bursts.i)

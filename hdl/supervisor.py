@@ -1,6 +1,6 @@
 """Start, stop, reset and errors of the machine, and the watchdog."""
 
-from amaranth import Cat, Module, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -38,7 +38,8 @@ class Watchdog(wiring.Component):
         The limit has been reached.
     suspect : out, 24
         The oldest unfinished instruction of a unit, else the sequencer's if it waits for memory,
-        else the head of a queue that waits for its semaphores, else the sequencer's.
+        else the head of a queue that waits for its semaphores, else the sequencer's. A register,
+        as ``expired`` is.
     """
 
     def __init__(self) -> None:
@@ -69,13 +70,20 @@ class Watchdog(wiring.Component):
         m.d.sync += self.expired.eq(
             self.active & ~self.moved & (self.limit != 0) & (count == self.limit)
         )
-        m.d.comb += self.suspect.eq(self.pc)
+        # In two steps, as nothing has moved for long when it matters.
+        starved, running, running_pc = Signal(), Signal(), Signal(PC_BITS, reset_less=True)
+        waiting_pc = Signal(PC_BITS, reset_less=True)
+        m.d.sync += [
+            starved.eq(self.starved),
+            waiting_pc.eq(self.pc),
+            running.eq(self.running.any()),
+            self.suspect.eq(Mux(running, running_pc, waiting_pc)),
+        ]
         for unit in reversed(QUEUED):
-            with m.If(self.blocked[unit] & ~self.starved):
-                m.d.comb += self.suspect.eq(self.blocked_pc[unit])
-        for unit in reversed(QUEUED):
+            with m.If(self.blocked[unit] & ~starved):
+                m.d.sync += waiting_pc.eq(self.blocked_pc[unit])
             with m.If(self.running[unit]):
-                m.d.comb += self.suspect.eq(self.running_pc[unit])
+                m.d.sync += running_pc.eq(self.running_pc[unit])
         return m
 
 
@@ -140,7 +148,7 @@ class Supervisor(wiring.Component):
     go : out, 1
         Starts the sequencer.
     stop : out, 1
-        No instruction starts, nothing is fetched; high while no program runs.
+        No instruction starts, nothing is fetched; high while no program runs. A register.
     busy, done, error : out, 1
         Status. ``busy`` includes the time before a start and of a reset.
     error_code : out, 4; error_pc : out, 24
@@ -157,7 +165,7 @@ class Supervisor(wiring.Component):
                 "failures": In(FAILURE).array(failures),
                 "machine_reset": Out(1),
                 "go": Out(1),
-                "stop": Out(1),
+                "stop": Out(1, init=1),
                 "busy": Out(1),
                 "done": Out(1),
                 "error": Out(1),
@@ -180,13 +188,12 @@ class Supervisor(wiring.Component):
         m.d.sync += self.machine_reset.eq(0)
         with m.FSM(init="stopped"):
             with m.State("stopped"):
-                m.d.comb += self.stop.eq(1)
                 m.d.sync += [starting.eq(self.start), waited.eq(0)]
                 with m.If(self.start | self.reset):
                     m.next = "drain"
 
             with m.State("drain"):
-                m.d.comb += [self.stop.eq(1), self.busy.eq(1)]
+                m.d.comb += self.busy.eq(1)
                 m.d.sync += [starting.eq(starting | self.start), waited.eq(waited + 1)]
                 with m.If(self.quiet | (waited == PATIENCE - 1)):
                     m.d.sync += [
@@ -199,8 +206,9 @@ class Supervisor(wiring.Component):
                     m.next = "reset"
 
             with m.State("reset"):  # machine_reset is high
-                m.d.comb += [self.stop.eq(1), self.busy.eq(1)]
+                m.d.comb += self.busy.eq(1)
                 with m.If(starting | self.start):
+                    m.d.sync += self.stop.eq(0)
                     m.next = "go"
                 with m.Else():
                     m.next = "stopped"
@@ -224,4 +232,5 @@ class Supervisor(wiring.Component):
                     m.next = "stopped"
                 with m.If(self.reset):
                     m.next = "drain"
+                m.d.sync += self.stop.eq(failed.any() | self.halted | self.reset)
         return m

@@ -157,9 +157,11 @@ class Systolith(wiring.Component):
             sequencer.start.eq(go),
         ]
         m.d.comb += [block.base.eq(csr.base) for block in (fetch, load, store)]
-        m.d.comb += [
-            block.stop.eq(supervisor.stop) for block in (fetch, sequencer, issue, load, store)
-        ]
+        # A register each, beside its block; the tools would make one of all.
+        for block in (fetch, sequencer, issue, load, store):
+            stop = Signal(init=1, attrs={"keep": 1})
+            m.d.sync += stop.eq(supervisor.stop)
+            m.d.comb += block.stop.eq(stop)
         sources = {
             sequencer: (sequencer.error, sequencer.error_code, sequencer.pc),
             issue: (issue.overflow, Error.SEMAPHORE, issue.overflow_pc),
@@ -217,6 +219,9 @@ class Systolith(wiring.Component):
             csr.mark.eq(sequencer.mark),
             csr.marked.eq(sequencer.marked),
             csr.clear.eq(supervisor.machine_reset),
+        ]
+        # What is counted, a cycle later: it is the end of many a long path.
+        m.d.units += [
             csr.matmul_started.eq(matmul.commands.valid & matmul.commands.ready),
             csr.matmul_wrote.eq(matmul.wrote),
             csr.count_array_rows.eq(matmul.streaming),

@@ -11,7 +11,6 @@ wait in a queue for the writer, which takes results in the order of instructions
 
 from amaranth import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from systolith import isa
@@ -23,6 +22,7 @@ from systolith.hdl.layouts import COMMAND, UnitSignature, operand
 from systolith.hdl.norm import ROW as NORM_ROW
 from systolith.hdl.norm import Norm
 from systolith.hdl.pipeline import Results
+from systolith.hdl.queue import Queue
 from systolith.hdl.row_walk import WALK
 from systolith.hdl.softmax import ROW as SOFTMAX_ROW
 from systolith.hdl.softmax import Softmax
@@ -59,18 +59,18 @@ class VectorUnit(wiring.Component):
     the cycle after the ``done`` of the one before it, so that it may read what that one wrote; if
     it is ``independent``, in the cycle after the last beat of the one before it has left the reader
     (and its last parameters, which a norm of many features takes late). Beats of ``vector`` with
-    another operation than the one before enter the ALU when the last result of that one has come
-    out, in the cycle after it; with the same operation at once. Results wait, in places for 32
-    beats of the ALU, until all results before them are written; the writer takes the first beat of
-    an instruction in the cycle after the last write of the one before.
+    another operation than the one before enter the ALU in the second cycle after the last result of
+    that one; with the same operation at once. Results wait, in places for 32 beats of the ALU,
+    until all results before them are written; the writer takes the first beat of an instruction in
+    the second cycle after the last write of the one before.
 
     Throughput of ``vector``: one beat of V lanes a cycle, but a block takes as many cycles at least
     as it needs reads from the activation memory. Cycles from the acceptance of a command to its
-    ``done``, if nothing is under way and no port waits: the beats of the instruction, plus 5, plus
+    ``done``, if nothing is under way and no port waits: the beats of the instruction, plus 7, plus
     the latency of ``Alu`` (1 to 17, what an instruction does not need is passed by), plus one for
     each read of the activation memory beyond the first that a block needs. With an arg-max, up to
-    log2(V) + 2 more. One row of n beats takes ``3 n + 33 + log2(V)`` cycles as a softmax and at
-    most ``2 n + 38 + log2(V)`` as a norm. No errors.
+    log2(V) + 2 more. One row of n beats takes ``3 n + 35 + log2(V)`` cycles as a softmax and at
+    most ``2 n + 40 + log2(V)`` as a norm. No errors.
 
     Members
     -------
@@ -124,9 +124,9 @@ class VectorUnit(wiring.Component):
         loaded, start, switching, switch = Signal(), Signal(), Signal(), Signal()
         command = Signal(COMMAND, reset_less=True)
         kinds = Signal(KINDS)
-        for name in KINDS.members:
-            m.d.comb += kinds[name].eq(command.opcode == isa.BY_NAME[name].code)
-        self._start_read(m, command, start, kinds)
+        joins = Signal()
+        """Source B is used."""
+        self._start_read(m, command, start, kinds, joins)
         operation, wanted = self._operation(m, command, switch)
         self._start_rows(m, command, start, kinds, softmax, norm)
         m.d.comb += alu.operation.eq(operation)
@@ -175,15 +175,18 @@ class VectorUnit(wiring.Component):
         # The operation changes between the last result of one and the first beat of the next.
         comparing = self._compare(m, command, switch, operation, wanted)
         beats = Signal(range(_RESULTS + 1))
-        drained, same = Signal(), Signal()
-        m.d.sync += beats.eq(beats + alu.i.valid - alu.o.valid)
-        m.d.comb += [
-            drained.eq(((beats == 0) | ((beats == 1) & alu.o.valid & ~wanted)) & ~comparing),
+        empty, same = Signal(init=1), Signal()
+        # ``same`` is a register: command and operation stand still before the switch they wait for.
+        m.d.sync += [
+            beats.eq(beats + alu.i.valid - alu.o.valid),
+            empty.eq(~alu.i.valid & ((beats == 0) | ((beats == 1) & alu.o.valid))),
             same.eq(
                 (Value.cast(operation) == Value.cast(self._operation_of(command)))
                 & ~(wanted | operand(command, "vector", "argmax"))
             ),
-            switch.eq(switching & (drained | same)),
+        ]
+        m.d.comb += [
+            switch.eq(switching & ((empty & ~comparing) | same)),
         ]
         with m.If(start):
             m.d.sync += switching.eq(kinds.vector)
@@ -203,7 +206,14 @@ class VectorUnit(wiring.Component):
             self.commands.ready.eq(~loaded & ~switching),
         ]
         with m.If(self.commands.valid & self.commands.ready):
-            m.d.sync += [loaded.eq(1), command.eq(self.commands.payload)]
+            new = self.commands.payload
+            m.d.sync += [loaded.eq(1), command.eq(new)]
+            for name in KINDS.members:
+                m.d.sync += kinds[name].eq(new.opcode == isa.BY_NAME[name].code)
+            m.d.sync += joins.eq(
+                (new.opcode == isa.BY_NAME["vector"].code)
+                & (operand(new, "vector", "combine") != isa.Combine.NONE)
+            )
         with m.Elif(start):
             m.d.sync += loaded.eq(0)
         return m
@@ -224,7 +234,7 @@ class VectorUnit(wiring.Component):
         item = data.StructLayout({"destination": DESTINATION, "kinds": KINDS, "argmax": 1})
         new = Signal(item)
         wide = operand(command, "vector", "d_wide")
-        m.submodules.destinations = queue = SyncFIFO(width=item.size, depth=UNDER_WAY)
+        m.submodules.destinations = queue = Queue(item.size, UNDER_WAY)
         head = data.View(item, queue.r_data)
         writing, source, compares = Signal(), Signal(KINDS), Signal()
         m.d.comb += [
@@ -235,7 +245,7 @@ class VectorUnit(wiring.Component):
             new.argmax.eq(kinds.vector & operand(command, "vector", "argmax")),
             queue.w_data.eq(Value.cast(new)),
             queue.w_en.eq(start),
-            write.start.eq(queue.r_rdy & (~writing | self.done)),
+            write.start.eq(queue.r_rdy & ~writing),
             write.destination.eq(head.destination),
             queue.r_en.eq(write.start),
             self.done.eq(writing & write.finished & ~(compares & comparing)),
@@ -253,7 +263,9 @@ class VectorUnit(wiring.Component):
                 ]
         return ~queue.w_rdy
 
-    def _start_read(self, m: Module, command: data.View, start: Signal, kinds: data.View) -> None:
+    def _start_read(
+        self, m: Module, command: data.View, start: Signal, kinds: data.View, joins: Signal
+    ) -> None:
         def field(name: str) -> Value:
             return operand(command, "vector", name)
 
@@ -267,7 +279,7 @@ class VectorUnit(wiring.Component):
             b_step.eq(Mux(rope, 4, Mux(field("b_wide"), 2, 1))),
             sources.a.eq(_walk(m, command, "a", Mux(a_wide, 2, 1), 0)),
             sources.b.eq(_walk(m, command, "b", b_step, field("b_period"))),
-            sources.b_used.eq(kinds.vector & (field("combine") != isa.Combine.NONE)),
+            sources.b_used.eq(joins),
             sources.b_wide.eq(field("b_wide")),
             sources.b_pair.eq(kinds.vector & rope),
             self.read.sources.eq(sources),

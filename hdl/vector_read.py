@@ -9,6 +9,7 @@ from systolith import isa
 from systolith.config import Config
 from systolith.hdl.block_queue import BlockQueue
 from systolith.hdl.layouts import ReadPort, acc_row, bits_for_rows, line
+from systolith.hdl.pipeline import Buffer, delay
 from systolith.hdl.row_walk import WALK, RowWalk
 
 SOURCES = data.StructLayout(
@@ -33,8 +34,9 @@ class VectorRead(wiring.Component):
     """Reads the blocks of A and B in lockstep, ahead of the beats that they are cut into.
 
     A block takes D / V cycles or as many cycles as it needs reads from the activation memory,
-    whichever is more. The first beat is offered three cycles after ``start`` if one read suffices
-    and no port waits, and a cycle later for each further read.
+    whichever is more. The first beat is offered five cycles after ``start`` if one read suffices
+    and no port waits, and a cycle later for each further read. ``o`` depends on no ``ready``
+    within a cycle.
 
     Members
     -------
@@ -91,11 +93,12 @@ class VectorRead(wiring.Component):
             walk_b.start.eq(self.start & self.sources.b_used),
         ]
 
-        # The activation port serves A, B and the second block of B in turns, as far as used.
+        # The activation port serves A, B and the second block of B in turns, as far as used. One of
+        # the bits of ``turn`` is set.
         a_wants, acc_goes = Signal(), Signal()
         wants, goes = Signal(3), Signal(3)
-        turn = Signal(2)
-        in_turn = wants.bit_select(turn, 1)
+        turn = Signal(3)
+        in_turn = (wants & turn).any()
         m.d.comb += [
             a_wants.eq(walk_a.valid & queue_a.room),
             self.acc.en.eq(a_wants & ~from_activation),
@@ -105,35 +108,45 @@ class VectorRead(wiring.Component):
             wants[1].eq(walk_b.valid & queue_b.room),
             wants[2].eq(walk_b.valid & queue_b2.room),
             self.activation.en.eq(in_turn),
-            goes.eq((in_turn & self.activation.ready) << turn),
+            goes.eq(wants & turn & self.activation.ready.replicate(3)),
             queue_a.claim.eq(acc_goes | goes[0]),
             queue_b.claim.eq(goes[1]),
             queue_b2.claim.eq(goes[2]),
             walk_a.next.eq(queue_a.claim),
             walk_b.next.eq(Mux(sources.b_pair, goes[2], goes[1])),
         ]
-        b_line = Signal(walk_b.address.shape().width - 1)
-        m.d.comb += b_line.eq(walk_b.address[1:] + (turn == 2))
-        m.d.comb += self.activation.addr.eq(Mux(turn == 0, walk_a.address[1:], b_line))
-        after_a = Mux(sources.b_used, 1, 0)
-        after_b = Mux(from_activation, 0, 1)
+        # The line behind a block of B is wanted in the second cycle of the block at the earliest.
+        line_a, line_b = walk_a.address[1:], walk_b.address[1:]
+        next_line = Signal(len(line_b), reset_less=True)
+        m.d.sync += next_line.eq(line_b + 1)
+        m.d.comb += self.activation.addr.eq(
+            Mux(turn[0], line_a, Mux(turn[1], line_b, next_line))
+        )
+        a, b, b2 = 0b001, 0b010, 0b100
+        after_a = Mux(sources.b_used, b, a)
+        after_b = Mux(from_activation, a, b)
         with m.If(self.start):
-            m.d.sync += turn.eq(Mux(self.sources.format == isa.Format.ACC32, 1, 0))
+            m.d.sync += turn.eq(Mux(self.sources.format == isa.Format.ACC32, b, a))
         with m.Elif(goes[0]):
             m.d.sync += turn.eq(after_a)
         with m.Elif(goes[1]):
-            m.d.sync += turn.eq(Mux(sources.b_pair, 2, after_b))
+            m.d.sync += turn.eq(Mux(sources.b_pair, b2, after_b))
         with m.Elif(goes[2]):
             m.d.sync += turn.eq(after_b)
 
-        # Answers come a cycle later.
+        # Answers come a cycle later, late in the cycle, and wait in registers for the next one.
         acc_came, came, odd = Signal(), Signal(3), Signal()
         m.d.sync += [
-            acc_came.eq(acc_goes),
-            came.eq(goes),
-            odd.eq(Mux(turn == 0, walk_a.address[0], walk_b.address[0])),
+            acc_came.eq(delay(m, acc_goes, 1, "acc_asked")),
+            came.eq(delay(m, goes, 1, "asked")),
+            odd.eq(delay(m, Mux(turn[0], walk_a.address[0], walk_b.address[0]), 1, "odd_asked")),
         ]
-        answer = self.activation.data
+        answer = Signal(line(config), reset_less=True)
+        acc_answer = Signal(acc_row(config), reset_less=True)
+        m.d.sync += [
+            Value.cast(answer).eq(Value.cast(self.activation.data)),
+            Value.cast(acc_answer).eq(Value.cast(self.acc.data)),
+        ]
         a_wide = sources.format == isa.Format.INT16
         for lane in range(config.dim):
             a16, b16 = Signal(signed(16), name=f"a_{lane}"), Signal(signed(16), name=f"b_{lane}")
@@ -142,7 +155,7 @@ class VectorRead(wiring.Component):
             m.d.comb += [
                 a16.eq(Mux(a_wide, wide, byte)),
                 b16.eq(Mux(sources.b_wide | sources.b_pair, wide, byte)),
-                queue_a.i[lane].eq(Mux(from_acc, self.acc.data[lane], a16)),
+                queue_a.i[lane].eq(Mux(from_acc, acc_answer[lane], a16)),
                 queue_b.i[lane].eq(b16),
                 queue_b2.i[lane].eq(wide),
             ]
@@ -151,27 +164,29 @@ class VectorRead(wiring.Component):
             queue_b.push.eq(came[1]),
             queue_b2.push.eq(came[2]),
         ]
-        self._cut(m, sources, queue_a, queue_b, queue_b2)
+        m.submodules.beats = beats = Buffer(values(config.lanes))
+        wiring.connect(m, wiring.flipped(self.o), beats.o)
+        self._cut(m, beats.i, sources, queue_a, queue_b, queue_b2)
         blocks = Signal(range(BlockQueue.PLACES + 1))  # asked for, not yet cut up
         m.d.sync += blocks.eq(blocks + queue_a.claim - queue_a.pop)
-        m.d.comb += self.busy.eq(walk_a.valid | blocks.any())
+        m.d.comb += self.busy.eq(walk_a.valid | blocks.any() | beats.o.valid)
         return m
 
-    def _cut(self, m: Module, sources, a: BlockQueue, b: BlockQueue, b2: BlockQueue) -> None:
+    def _cut(self, m: Module, o, sources, a: BlockQueue, b: BlockQueue, b2: BlockQueue) -> None:
         """Offers the oldest blocks of the queues, V lanes at a time."""
         lanes = self.config.lanes
         beats = self.config.dim // lanes
         beat = Signal(ceil_log2(beats))
         done = Signal()  # with the block
         m.d.comb += [
-            self.o.valid.eq(a.valid & (b.valid | ~sources.b_used) & (b2.valid | ~sources.b_pair)),
-            done.eq(self.o.valid & self.o.ready & (beat == beats - 1)),
+            o.valid.eq(a.valid & (b.valid | ~sources.b_used) & (b2.valid | ~sources.b_pair)),
+            done.eq(o.valid & o.ready & (beat == beats - 1)),
             a.pop.eq(done),
             b.pop.eq(done & sources.b_used),
             b2.pop.eq(done & sources.b_pair),
         ]
-        with m.If(self.o.valid & self.o.ready):
+        with m.If(o.valid & o.ready):
             m.d.sync += beat.eq(beat + 1)
         for queue, name, bits in ((a, "a", 32), (b, "b", 16), (b2, "b2", 16)):
             part = Value.cast(queue.o).word_select(beat, lanes * bits)
-            m.d.comb += Value.cast(self.o.payload[name]).eq(part)
+            m.d.comb += Value.cast(o.payload[name]).eq(part)

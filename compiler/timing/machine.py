@@ -15,7 +15,7 @@ from systolith.compiler.timeline import Executed, Timeline
 from systolith.compiler.timing.counters import Counters
 from systolith.compiler.timing.memory import Memory
 from systolith.compiler.timing.parameters import Parameters
-from systolith.compiler.timing.ports import Accumulator, ReadPort
+from systolith.compiler.timing.ports import Accumulator, SharedPort
 from systolith.compiler.timing.transfer import Fetch, Load, ReadBus, Store
 from systolith.compiler.timing.units import Fields, Matmuls
 from systolith.compiler.timing.vector import VectorUnit
@@ -26,6 +26,7 @@ from systolith.isa import (
     SEMAPHORES,
     AluOp,
     Instruction,
+    LoadSpace,
     ProgramError,
     StoreSpace,
     Unit,
@@ -99,7 +100,9 @@ class Machine:
         self.draining: tuple[Unit, ...] = ()  # for these units
         self.unfinished = dict.fromkeys(QUEUED, 0)
         self.last_done = dict.fromkeys(QUEUED, -1)
-        self.ports = {space: ReadPort(parameters) for space in StoreSpace}
+        self.ports = {space: SharedPort(parameters) for space in StoreSpace}
+        written = (LoadSpace.ACTIVATION, LoadSpace.WEIGHT)
+        self.write_ports = {space: SharedPort(parameters) for space in written}
         self.accumulator = Accumulator(config, parameters)
         self.halted = -1
         self.counters = Counters()
@@ -108,6 +111,7 @@ class Machine:
             parameters,
             self.at,
             self.ports,
+            self.write_ports,
             self.accumulator,
             self.counters,
             lambda cycle: self._ready(Unit.VECTOR, cycle),
@@ -293,7 +297,7 @@ class Machine:
             self.load.start(
                 cycle, fields,
                 lambda ready: self._ready(Unit.LOAD, ready),
-                lambda done: self.at(done, self._finish, Unit.LOAD, index, done),
+                lambda done: self._written(index, fields, done),
             )  # fmt: skip
         elif unit == Unit.STORE:
             ready, done = self.store.run(fields, item.op, cycle, self._store_waits(item, cycle))
@@ -303,6 +307,11 @@ class Machine:
             self._multiply(fields, index, cycle)
         else:
             self.vector.take(index, item, cycle)
+
+    def _written(self, index: int, fields: Fields, done: int) -> None:
+        port = self.write_ports.get(LoadSpace(fields.get("space", 0)))
+        done += port.change(False) if port is not None else 0
+        self.at(done, self._finish, Unit.LOAD, index, done)
 
     def _multiply(self, fields: Fields, index: int, cycle: int) -> None:
         ready, swap, streamed, waited = self.matmuls.run(fields, cycle)

@@ -1,4 +1,4 @@
-"""Who waits at the memories' shared read ports.
+"""Who waits at the memories' shared ports.
 
 A matmul that adds to a bank of the accumulator takes its read port from the vector unit. Vector
 unit and store take turns at the second read port of the activation memory. What that costs is
@@ -74,17 +74,21 @@ class Accumulator:
         return round(now + left * spacing) - start - reads * spacing
 
 
-class ReadPort:
-    """The second read port of the activation memory, or that of the accumulator: its owner."""
+class SharedPort:
+    """Of two units on a port of a memory, the one that was served last, at first the first one.
+
+    Vector unit and store read the activation memory and the accumulator, load and vector unit write
+    the activation memory and the weight memory.
+    """
 
     def __init__(self, parameters: Parameters) -> None:
         self.p = parameters
-        self.store_owns = False
+        self.second_owns = False
 
-    def change(self, store: bool) -> int:
-        """What it costs to read now."""
-        changes = self.store_owns != store
-        self.store_owns = store
+    def change(self, second: bool) -> int:
+        """What it costs to use it now."""
+        changes = self.second_owns != second
+        self.second_owns = second
         return self.p.change_owner if changes else 0
 
 

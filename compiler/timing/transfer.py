@@ -74,7 +74,7 @@ class Fetch:
             self.generation += 1
         self.reads_from = wanted
         self.taken = []
-        self.earliest = max(self.earliest, cycle + 1)
+        self.earliest = max(self.earliest, cycle + (self.p.ask if hit else 1))
         self._plan()
         return cycle + (self.p.hit if hit else 1)
 
@@ -91,7 +91,7 @@ class Fetch:
             word = wanted * self.beat_words - 2
             if word // WORDS >= len(self.taken):
                 return
-            cycle = max(cycle, self.taken[word // WORDS] + word % WORDS + 1)
+            cycle = max(cycle, self.taken[word // WORDS] + word % WORDS + self.p.ask)
         self.planned = True
         self.at(cycle, self._ask, cycle, self.plan)
 
@@ -109,7 +109,7 @@ class Fetch:
         address = cycle + self.p.request
         self.at(address - 1, self._request, address, self.asked, count, self.generation)
         self.asked += count
-        self.earliest = cycle + 1
+        self.earliest = cycle + self.p.ask
         self._plan()
 
     def _request(self, address: int, beat: int, count: int, generation: int) -> None:
@@ -151,7 +151,7 @@ class Fetch:
     def load_word(self, cycle: int, arrived: Callable[[int], None]) -> None:
         """An ``ldr`` that is executed in ``cycle``; ``arrived``: told when its beat comes. No burst
         is asked for in the meantime."""
-        address = cycle + self.p.request
+        address = cycle + self.p.word_asked + self.p.request
         self.earliest = address + 1  # for the time being; an ask waits at least that long
         self.at(address - 1, self._request_word, address, arrived)
 

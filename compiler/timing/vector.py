@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from systolith.compiler.timing.counters import Counters
 from systolith.compiler.timing.parameters import Parameters
-from systolith.compiler.timing.ports import Accumulator, ReadPort, sources
+from systolith.compiler.timing.ports import Accumulator, SharedPort, sources
 from systolith.compiler.timing.transfer import At
 from systolith.compiler.timing.units import Fields, Vectors
 from systolith.config import Config
-from systolith.isa import Instruction, StoreSpace
+from systolith.isa import Instruction, LoadSpace, StoreSpace
 
 _OPERATION = ("table", "slot", "combine", "mult_a", "mult_b", "shift", "d_wide", "scale")
 """Fields that say what the ALU does; with others it changes only while it is empty."""
@@ -51,7 +51,8 @@ class VectorUnit:
         config: Config,
         parameters: Parameters,
         at: At,
-        ports: dict[StoreSpace, ReadPort],
+        ports: dict[StoreSpace, SharedPort],
+        write_ports: dict[LoadSpace, SharedPort],
         accumulator: Accumulator,
         counters: Counters,
         ready: Callable[[int], None],
@@ -59,6 +60,7 @@ class VectorUnit:
     ) -> None:
         self.p, self.at, self.ports, self.accumulator = parameters, at, ports, accumulator
         self.counters, self.ready, self.finish = counters, ready, finish
+        self.write_ports = write_ports
         self.vectors = Vectors(config, parameters)
         self.running: deque[_Running] = deque()
         self.waiting: tuple[int, Instruction, int] | None = None  # index, what, accepted when
@@ -99,7 +101,7 @@ class VectorUnit:
             switch = start + 1
             operation = self._operation(fields)
             if operation != self.operation or fields.get("argmax", 0):
-                switch = max(switch, self.drained)
+                switch = max(switch, self.drained + p.switch)
             self.operation = operation
             span = vectors.span(item.op, fields)
             last = begin + p.first_beat + max(reads - 1, 0) + span - 1
@@ -110,12 +112,16 @@ class VectorUnit:
             self.drained = end - p.vector_done
             if fields.get("argmax", 0):
                 end += vectors.log_lanes + p.argmax
-                self.drained = end
+                self.drained = end - p.switch  # it is waited for anyway
             self.ready(switch + 1)
         else:
             last = begin + p.first_beat + vectors.span(item.op, fields) - 1
             end = begin + vectors.cycles(item.op, fields)
             self.ready(start + 1)
+        # Only the first block waits for the port, and the next ones come up with it.
+        space = LoadSpace.WEIGHT if fields.get("d_weight", 0) else LoadSpace.ACTIVATION
+        wait = self.write_ports[space].change(True)
+        end += wait if rows * blocks == 1 or vectors.beats == 1 else 0
         banks: frozenset[int] = frozenset()
         if StoreSpace.ACCUMULATOR in spaces:
             banks = self.accumulator.banks(

@@ -54,6 +54,8 @@ class Driver:
         for address, word in enumerate(words.tolist()):
             dut.writes__payload.value = space | address << 2 | pack_bytes(word, dim) << 22
             await RisingEdge(dut.clk)
+            while not int(dut.writes__ready.value):  # the port may have to change hands
+                await RisingEdge(dut.clk)
         dut.writes__valid.value = 0
 
     async def load_accumulator(self, rows: np.ndarray) -> None:

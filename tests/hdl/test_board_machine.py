@@ -30,7 +30,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case == "ulx3s" else pytest.mark.slow) for case in CASES],
+)
 def test_random_programs(case: str, tmp_path: Path, seed: int) -> None:
     """In block RAM and SDRAM at once, and in SDRAM alone; the host reads beside the machine."""
     config, chip, clock_hz = CASES[case]

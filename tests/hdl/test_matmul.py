@@ -309,7 +309,7 @@ def schedule(config: Config, instructions: list[dict[str, int]]) -> int:
             swap = max(streamed, load + 1)
             loaded = load + config.dim // config.weight_ports
             streamed = swap + streaming(config, fields)
-    return streamed + 2 * config.dim + 3
+    return streamed + 2 * config.dim + 2
 
 
 def gemm(config: Config, rng: np.random.Generator, m: int, k: int, n: int, **flags) -> Program:

@@ -144,7 +144,7 @@ class Parts(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        accept, index, first, last = walk(m, "rows", self.beats)
+        accept, index, first, last = walk(m, "rows", self.beats, self.beats == 1)
         total = tree(m, list(self.values), lambda a, b: a + b, "sum")
         assert len(total) == 10
         m.d.comb += [

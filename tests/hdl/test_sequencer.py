@@ -83,6 +83,7 @@ def run(
         ctx.set(sequencer.start, 1)
         for cycle in range(limit):
             bus.drive(ctx)
+            was_idle = ctx.get(sequencer.idle)  # what it goes by is in a register
             ctx.set(sequencer.idle, rng.random() >= gap)
             ctx.set(sequencer.vector_idle, rng.random() >= gap)
             ctx.set(sequencer.queued.ready, rng.random() >= gap)
@@ -95,7 +96,7 @@ def run(
                 words = [command.words[i] for i in range(6)]
                 handed.append((command.pc, opcode.name, second, *words))
             if ctx.get(sequencer.marked):
-                assert ctx.get(sequencer.idle)
+                assert was_idle
                 marks.append(ctx.get(sequencer.mark))
             retired += ctx.get(sequencer.retired)
             if ctx.get(sequencer.error) or ctx.get(sequencer.halted):
