@@ -16,7 +16,7 @@ class Queue(wiring.Component):
     ----------
     shape : shape of a word
     depth : int
-        Words, at least 2.
+        Words, at least 1; at least 2 with registered bits.
     registered : int
         So many low bits of the oldest word are in registers: those that decide on much. The others
         are read from memory in the cycle in which they are looked at.
@@ -36,8 +36,9 @@ class Queue(wiring.Component):
     """
 
     def __init__(self, shape, depth: int, *, registered: int = 0) -> None:
-        if depth < 2:
-            raise ValueError(f"Depth must be at least 2, not {depth!r}")
+        least = 2 if registered else 1
+        if depth < least:
+            raise ValueError(f"Depth must be at least {least}, not {depth!r}")
         self.shape = shape
         self.depth = depth
         self.registered = registered

@@ -331,8 +331,8 @@ class StoreUnit(wiring.Component):
         # Address side: each burst goes to AW, to the W side and, in order, to the response side.
         w_burst = data.StructLayout({"len": 8, "single": 1, "lane": lane_bits})
         b_burst = data.StructLayout({"pc": PC_BITS, "final": 1, "skip": 1, "misaligned": 1})
-        m.submodules.w_bursts = w_bursts = Queue(w_burst.size, max(2, config.outstanding))
-        m.submodules.b_bursts = b_bursts = Queue(b_burst.size, max(2, config.outstanding))
+        m.submodules.w_bursts = w_bursts = Queue(w_burst.size, config.outstanding)
+        m.submodules.b_bursts = b_bursts = Queue(b_burst.size, config.outstanding)
         # A burst waits in registers, so that the splitter needs no answer of the bus in its cycle.
         m.submodules.bursts = bursts = Buffer(splitter.bursts.payload.shape())
         wiring.connect(m, splitter.bursts, bursts.i)

@@ -10,9 +10,10 @@ from systolith.hdl.queue import Queue
 from systolith.hdl.verilog import to_verilog
 
 
-def test_a_queue_needs_two_places():
-    with pytest.raises(ValueError, match=r"^Depth must be at least 2, not 1$"):
-        Queue(unsigned(8), 1)
+@pytest.mark.parametrize("registered, least", [(0, 1), (3, 2)])
+def test_a_queue_needs_places(registered, least):
+    with pytest.raises(ValueError, match=rf"^Depth must be at least {least}, not {least - 1}$"):
+        Queue(unsigned(8), least - 1, registered=registered)
 
 
 @pytest.mark.parametrize("registered", [0, 3, 8])
@@ -20,8 +21,9 @@ def test_converts(registered):
     assert "module part" in to_verilog(Queue(unsigned(8), 6, registered=registered), "part")
 
 
-@pytest.mark.parametrize("registered", [0, 3, 8])
-@pytest.mark.parametrize("depth", [2, 3, 4, 6, 16])
+@pytest.mark.parametrize(
+    "depth, registered", [(1, 0), *((d, r) for d in (2, 3, 4, 6, 16) for r in (0, 3, 8))]
+)
 @pytest.mark.parametrize(("fill", "drain"), [(0.3, 0.7), (0.7, 0.3), (0.5, 0.5), (1, 1)])
 def test_words_come_out_in_order_a_cycle_later(depth, registered, fill, drain, seed):
     """Every flag and word of every cycle; writes without room and reads without words are tried."""

@@ -37,9 +37,9 @@ def test_every_instruction_is_seen_when_it_happens() -> None:
         timeline.of(unit) for unit in (Unit.LOAD, Unit.MATMUL, Unit.STORE)
     )
     for item in (load, matmul, store):
-        assert item.queued < item.granted <= item.start < item.end
+        assert item.queued < item.granted < item.start < item.end
     # Two tiles of five rows, D = 4; the semaphore comes a cycle after the load is done.
-    assert matmul.end - matmul.start == 5 + 5 + 2 * 4 + 4
+    assert matmul.end - matmul.start == 5 + 5 + 2 * 4 + 3
     assert matmul.granted == load.end + 1
     assert timeline.executed[-1].end == timeline.cycles - 1
     assert machine.run(Program(machine.config, image, len(CODE), 4096)).timeline is None
