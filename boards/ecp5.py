@@ -167,8 +167,8 @@ def synthesize(
         arguments += ["--seed", str(seed), "--freq", str(TARGET_MHZ), "--timing-allow-fail"]
         arguments += ["--lpf-allow-unconstrained", "--json", "netlist.json"]
         arguments += ["--placer-heap-beta", str(DENSITY)]
-        # router2 takes a small part of the default router's time on a design of this size. By itself
-        # it does not know which wires are late.
+        # router2 takes a small part of the default router's time on a design of this size. By
+        # itself it does not know which wires are late.
         arguments += ["--router", "router2", "--tmg-ripup", "--report", "report.json"]
         _run([nextpnr, *arguments], folder / "nextpnr.log")
         result = json.loads((folder / "report.json").read_text())
