@@ -128,6 +128,7 @@ PRESETS: dict[str, Config] = {
         accumulator_rows=1024,
         parameter_rows=256,
     ),
+    "small": Config(dim=8, lanes=4, bus_bytes=8),
     "lean": Config(
         dim=8,
         lanes=2,
@@ -138,7 +139,6 @@ PRESETS: dict[str, Config] = {
         parameter_rows=256,
         max_length=256,
     ),
-    "small": Config(dim=8, lanes=4, bus_bytes=8),
     "bench": Config(
         dim=16,
         lanes=8,
