@@ -168,7 +168,7 @@ def test_wrong_arrays_get_one_sentence(run, files, model, changes, message):
         (("m.slp", "--input", "no.npz", "--backend", "rtl"), "Cannot read no.npz"),
         (("no.slq", "--input", "in.npz"), "There is no quantized model no.slq"),
         (("no.slp", "--input", "in.npz", "--backend", "rtl"), "There is no program no.slp"),
-        (("m.slp", "--input", "in.npz"), "choose the backend machine or rtl"),
+        (("m.slp", "--input", "in.npz"), "choose the backend machine, rtl or board"),
         (("m.slp", "--input", "t.txt", "--backend", "rtl"), "A program has no vocabulary"),
         (("m.slq", "--input", "t.txt"), "m.slq has no vocabulary"),
         (("m.slq", "--input", "in.npy"), "inputs tokens, types, given: give them by name"),

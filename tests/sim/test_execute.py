@@ -54,7 +54,7 @@ def test_a_wrong_value_is_named(seed):
 
 def test_no_other_backend(seed):
     program = compile_sequence(random_graph(seed), TINY, tokens=4)
-    with pytest.raises(UserError, match="on the machine or on rtl, not on golden"):
+    with pytest.raises(UserError, match="on machine, rtl or a board, not on golden"):
         run_sequences(program, [sequence(seed, 2)], "golden")
 
 
