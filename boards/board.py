@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from systolith.cache import cache_directory
 from systolith.errors import UserError
 from systolith.hdl.sdram_chip import SdramChip
 
@@ -58,12 +60,29 @@ class Board:
     """Configuration that is built unless another one is named."""
     wanted_mhz: float
     """Clock that place and route aims at; the clock in the bitstream is never above it."""
-    memory_bytes: int
+    block_bytes: int
     """Block memory (or SPRAM) beside the machine, for model and data."""
     loader: tuple[str, ...]
     """Arguments of openFPGALoader that find the board; the bitstream is added."""
     sdram: SdramChip | None = None
     notes: str = ""
+
+    @property
+    def memory_map(self) -> list[dict[str, int | str]]:
+        """What the machine and the host see: block memory at 0, the SDRAM right behind it."""
+        found: list[dict[str, int | str]] = [
+            {"name": "block", "base": 0, "bytes": self.block_bytes}
+        ]
+        if self.sdram is not None:
+            found.append(
+                {"name": "sdram", "base": self.block_bytes, "bytes": self.sdram.size_bytes}
+            )
+        return found
+
+    @property
+    def memory_bytes(self) -> int:
+        """All memories together."""
+        return self.block_bytes + (0 if self.sdram is None else self.sdram.size_bytes)
 
     @cached_property
     def pins(self) -> dict[str, Pin]:
@@ -140,9 +159,6 @@ def _pin(resource, subsignal: str) -> Pin:
     )
 
 
-def memory_map(board: Board) -> list[dict[str, int | str]]:
-    """What the machine and the host see: block memory at 0, the SDRAM right behind it."""
-    found: list[dict[str, int | str]] = [{"name": "block", "base": 0, "bytes": board.memory_bytes}]
-    if board.sdram is not None:
-        found.append({"name": "sdram", "base": board.memory_bytes, "bytes": board.sdram.size_bytes})
-    return found
+def bitstreams() -> Path:
+    """Where builds are kept unless another folder is named, a folder for each board."""
+    return cache_directory() / "bitstreams"

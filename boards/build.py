@@ -8,7 +8,6 @@ everything is built again with the same seed and the same aim, until what was re
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from systolith.boards import netlist as reading
-from systolith.boards.board import Board, memory_map
+from systolith.boards.board import Board
 from systolith.boards.family import Clock, Usage
 from systolith.boards.memories import memory_mapping
 from systolith.boards.sizes import check_fits
@@ -27,6 +26,7 @@ from systolith.boards.tools import ToolError, run, tool
 from systolith.boards.top import TOP, Core, top_verilog
 from systolith.config import Config
 from systolith.errors import UserError
+from systolith.publish import publish
 
 FORMAT = "systolith-bitstream"
 VERSION = 1
@@ -283,7 +283,7 @@ def manifest(board: Board, config: Config, clock: Clock, report: BuildReport) ->
         "configuration_hash": f"{config.hash:#010x}",
         "preset": report.preset,
         "seed": report.seed,
-        "memory_map": memory_map(board),
+        "memory_map": board.memory_map,
         "bitstream": {"file": board.family.bitstream},
         "report": {k: v for k, v in asdict(report).items() if k != "blocks"},
     }
@@ -292,26 +292,19 @@ def manifest(board: Board, config: Config, clock: Clock, report: BuildReport) ->
 def _write(
     board: Board, config: Config, attempt: _Attempt, report: BuildReport, output: Path
 ) -> None:
-    """Writes the results; the manifest, with the bitstream's hash, comes last, and nothing is ever
-    half-written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        bits = (attempt.folder / board.family.bitstream).read_bytes()
-        described = manifest(board, config, attempt.clock, report)
-        described["bitstream"]["sha256"] = hashlib.sha256(bits).hexdigest()
-        (output / MANIFEST).unlink(missing_ok=True)
-        files = {
+    """Writes the results; the manifest, with the bitstream's hash, comes last."""
+    bits = (attempt.folder / board.family.bitstream).read_bytes()
+    described = manifest(board, config, attempt.clock, report)
+    described["bitstream"]["sha256"] = hashlib.sha256(bits).hexdigest()
+    publish(
+        output,
+        {
             board.family.bitstream: bits,
-            "systolith_board.v": attempt.verilog.encode(),
-            "report.json": (report.to_json() + "\n").encode(),
-            MANIFEST: (json.dumps(described, indent=2) + "\n").encode(),
-        }
-        for name, content in files.items():
-            partial = output / f".{name}.part"
-            partial.write_bytes(content)
-            os.replace(partial, output / name)
-    except OSError as error:
-        raise UserError(f"Cannot write to {output}: {error.strerror}") from None
+            "systolith_board.v": attempt.verilog,
+            "report.json": report.to_json() + "\n",
+            MANIFEST: json.dumps(described, indent=2) + "\n",
+        },
+    )
 
 
 def _keep(folder: Path, keep: Path | None) -> None:

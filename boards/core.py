@@ -1,16 +1,10 @@
 """What a bitstream holds behind its pins: the machine, memories and host link of a board."""
 
 from systolith.boards.board import Board
-from systolith.boards.serial_line import BAUD
 from systolith.config import Config
 from systolith.hdl.board_core import BoardCore
 from systolith.hdl.uart import bit_cycles
-from systolith.host_link import Identity
-
-
-def memory_bytes(board: Board) -> int:
-    """Of block memory and SDRAM together."""
-    return board.memory_bytes + (0 if board.sdram is None else board.sdram.size_bytes)
+from systolith.host_link import BAUD, Identity
 
 
 def machine_core(
@@ -25,8 +19,8 @@ def machine_core(
         clock_hz=clock_hz,
         config_hash=config.hash,
         build=0,
-        block_bytes=board.memory_bytes,
-        memory_bytes=memory_bytes(board),
+        block_bytes=board.block_bytes,
+        memory_bytes=board.memory_bytes,
         bus_bytes=config.bus_bytes,
     )
     cycles = bit_cycles(clock_hz, BAUD) if cycles is None else cycles

@@ -25,7 +25,7 @@ BOARD = Board(
     },
     preset="tiny",
     wanted_mhz=12,
-    memory_bytes=64 << 10,
+    block_bytes=64 << 10,
     loader=("-b", "crosslinknx_evn"),
     notes="no PLL: runs at its oscillator's 12 MHz; the UART needs R15 and R17",
 )

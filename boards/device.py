@@ -11,9 +11,10 @@ import numpy as np
 
 from systolith import registers
 from systolith.boards.link import Link, Progress
-from systolith.boards.serial_line import BAUD, LinkError, SerialLine
+from systolith.boards.serial_line import LinkError, SerialLine
 from systolith.config import PRESETS, Config
 from systolith.errors import UserError
+from systolith.host_link import BAUD
 from systolith.program import Program
 from systolith.registers import BY_NAME, Error
 from systolith.sim.jobs import Job, MachineResult, Window

@@ -93,6 +93,21 @@ def wrap(ports: list[tuple[str, str, int]], module: str) -> str:
     return "\n".join([*lines, ",\n".join(connections), "  );", "endmodule", ""])
 
 
+def synthesis(top: str) -> str:
+    """The command of yosys."""
+    # Wide LUTs of several LUT4 concentrate inputs in one place: more than its wires can feed.
+    return f"synth_ecp5 -top {top} -nowidelut -json yosys.json"
+
+
+def placing(seed: int, mhz: float) -> list[str]:
+    """Options of nextpnr, whatever the device and its pins."""
+    options = ["--seed", str(seed), "--freq", f"{mhz:g}", "--timing-allow-fail"]
+    options += ["--json", "netlist.json", "--placer-heap-beta", str(DENSITY)]
+    # router2 takes a small part of the default router's time on a design of this size. By itself
+    # it does not know which wires are late.
+    return [*options, "--router", "router2", "--tmg-ripup", "--report", "report.json"]
+
+
 def synthesize(
     verilog: str,
     ports: list[tuple[str, str, int]],
@@ -113,19 +128,13 @@ def synthesize(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "design.v").write_text(verilog + "\n" + wrap(ports, module))
-        # Wide LUTs of several LUT4 concentrate inputs in one place: more than its wires can feed.
-        script = "read_verilog design.v; synth_ecp5 -top wrapper -nowidelut -json yosys.json"
+        script = f"read_verilog design.v; {synthesis('wrapper')}"
         log = run([yosys, "-p", script], folder / "yosys.log")
         netlist = json.loads((folder / "yosys.json").read_text())
         ecp5_netlist.prepare(netlist["modules"]["wrapper"], device)
         (folder / "netlist.json").write_text(json.dumps(netlist))
         arguments = [DEVICES[device], "--package", PACKAGE, "--speed", str(speed)]
-        arguments += ["--seed", str(seed), "--freq", str(TARGET_MHZ), "--timing-allow-fail"]
-        arguments += ["--lpf-allow-unconstrained", "--json", "netlist.json"]
-        arguments += ["--placer-heap-beta", str(DENSITY)]
-        # router2 takes a small part of the default router's time on a design of this size. By
-        # itself it does not know which wires are late.
-        arguments += ["--router", "router2", "--tmg-ripup", "--report", "report.json"]
+        arguments += ["--lpf-allow-unconstrained", *placing(seed, TARGET_MHZ)]
         run([nextpnr, *arguments], folder / "nextpnr.log")
         result = json.loads((folder / "report.json").read_text())
         if keep is not None:

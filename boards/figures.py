@@ -3,15 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from systolith.boards.board import Board
+from systolith.boards.board import Board, bitstreams
 from systolith.boards.catalog import find_board
-from systolith.boards.core import memory_bytes
 from systolith.boards.device import Device
 from systolith.boards.simulated import simulated_board
-from systolith.cache import cache_directory
 from systolith.compiler.decoder import compile_for
 from systolith.config import Config
 from systolith.errors import UserError
@@ -35,7 +32,7 @@ class Speed:
 
 def measure_speed(board: Board, config: Config, graph: Graph, tokens: int) -> Speed:
     """Writes ``tokens`` tokens on the simulated board, where the model fits into its memory."""
-    program = compile_for(graph, config, memory_bytes(board))
+    program = compile_for(graph, config, board.memory_bytes)
     context = program.metadata["context"]
     request = Request(prompt=[t % graph.vocabulary for t in _PROMPT], tokens=tokens)
     with simulated_board(board.name, config) as port:
@@ -45,11 +42,6 @@ def measure_speed(board: Board, config: Config, graph: Graph, tokens: int) -> Sp
     compare(made, integer_text(graph, request, context=context))
     count = len(made.tokens) - 1
     return Speed(made.counters["CYCLES"] / count, count, context, program.memory_bytes)
-
-
-def bitstreams() -> Path:
-    """Where builds are kept, a folder for each board."""
-    return cache_directory() / "bitstreams"
 
 
 def built(names: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ BOARD = Board(
     }),
     preset="tiny",
     wanted_mhz=24,
-    memory_bytes=128 << 10,
+    block_bytes=128 << 10,
     loader=("-b", "ice40_generic"),
     notes="model and data in SPRAM",
 )  # fmt: skip

@@ -10,17 +10,14 @@ a Vivado project (`kit_vivado`). Templates and files are in ``kit_files``.
 import functools
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from systolith.boards.kit_program import PackedProgram, program_files
 from systolith.boards.kit_vivado import TARGETS, Target, find_target, vivado_files
 from systolith.config import Config
-from systolith.errors import UserError
 from systolith.hdl.verilog import header, machine_verilog, manifest
+from systolith.publish import publish
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -117,29 +114,9 @@ def make_kit(
 ) -> list[Path]:
     """Writes a kit (see ``kit_files``) and returns its paths.
 
-    Equal arguments give equal files. None is ever half-written: all are made in a folder inside
-    ``directory`` and then renamed, ``manifest.json``, which has the hash of the Verilog, last.
-    Other files in ``directory`` are left alone. Raises ``UserError`` where it cannot write.
+    Equal arguments give equal files; see ``publish``. ``manifest.json``, which has the hash of the
+    Verilog, comes last. Raises ``UserError`` where it cannot write.
     """
     files = kit_files(config, target=target, program=program, verilog=verilog)
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".systolith-", dir=directory))
-    except OSError as error:
-        raise UserError(f"Cannot write to {directory}: {error.strerror}") from None
     names = sorted(files, key=lambda name: (name == "manifest.json", name))
-    try:
-        for name in names:
-            content = files[name]
-            path = work / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        for name in names:
-            (directory / name).parent.mkdir(exist_ok=True)
-            os.replace(work / name, directory / name)
-    except OSError as error:
-        raise UserError(f"Cannot write to {directory}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(work)
-    return [directory / name for name in names]
+    return publish(directory, {name: files[name] for name in names})

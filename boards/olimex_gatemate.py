@@ -20,6 +20,6 @@ BOARD = Board(
     },
     preset="tiny",
     wanted_mhz=25,
-    memory_bytes=64 << 10,
+    block_bytes=64 << 10,
     loader=("-b", "olimex_gatemateevb"),
 )

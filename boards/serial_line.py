@@ -3,8 +3,7 @@
 from typing import Protocol
 
 from systolith.errors import UserError
-
-BAUD = 1_000_000
+from systolith.host_link import BAUD
 
 
 class LinkError(UserError):

@@ -32,7 +32,7 @@ BOARD = Board(
     find_pins=_pins,
     preset="tiny",
     wanted_mhz=27,
-    memory_bytes=16 << 10,
+    block_bytes=16 << 10,
     loader=("-b", "tangnano20k"),
     sdram=TANG_NANO_20K_SDRAM,
 )  # fmt: skip

@@ -22,7 +22,7 @@ BOARD = Board(
     }),
     preset="lean",
     wanted_mhz=80,
-    memory_bytes=256 << 10,
+    block_bytes=256 << 10,
     loader=("-b", "ulx3s"),
     sdram=ULX3S_SDRAM,
 )  # fmt: skip

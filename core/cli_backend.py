@@ -12,13 +12,13 @@ from systolith.cli_counters import CLOCK_MHZ
 from systolith.cli_options import Step
 from systolith.config import PRESETS, Config, load_config
 from systolith.errors import UserError
+from systolith.host_link import BAUD
 
 if TYPE_CHECKING:
     from systolith.boards.device import Device
 
 BACKENDS = ("golden", "machine", "rtl", "board")
 _CONFIG = "bench"
-_BAUD = 1_000_000
 SIMULATED = "sim:"
 """What the port of a simulated board begins with."""
 
@@ -105,7 +105,7 @@ port_options = [
         help=f"Serial port of a board, for instance /dev/ttyUSB0, or {SIMULATED}NAME for a "
         "simulated one.",
     ),
-    click.option("--baud", default=_BAUD, show_default=True, help="Speed of the port."),
+    click.option("--baud", default=BAUD, show_default=True, help="Speed of the port."),
 ]
 
 

@@ -10,13 +10,6 @@ from systolith.cli_options import steps
 from systolith.config import PRESETS, load_config
 
 
-def _folder(board_name: str) -> Path:
-    """Where a board's bitstream is kept unless another folder is named."""
-    from systolith.cache import cache_directory
-
-    return cache_directory() / "bitstreams" / board_name
-
-
 def _table(title: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """Prints a table; numbers to the right."""
     from rich.console import Console
@@ -52,7 +45,7 @@ def boards(as_json: bool, names: bool) -> None:
             "clock_mhz": board.clock_mhz,
             "wanted_mhz": board.wanted_mhz,
             "preset": board.preset,
-            "block_kib": board.memory_bytes >> 10,
+            "block_kib": board.block_bytes >> 10,
             "sdram_mib": board.sdram.size_bytes >> 20 if board.sdram else 0,
             "notes": board.notes,
         }
@@ -97,6 +90,7 @@ def build(
     output: Path | None,
 ) -> None:
     """Build a bitstream for a board; report what it takes and its clock."""
+    from systolith.boards.board import bitstreams
     from systolith.boards.catalog import find_board
 
     board = find_board(board_name)
@@ -118,7 +112,7 @@ def build(
         board,
         core,
         config,
-        output or _folder(board.name),
+        output or bitstreams() / board.name,
         preset="echo" if echo else preset,
         seed=seed,
         wanted_mhz=mhz,
@@ -161,9 +155,10 @@ def _show(report: Any, board: Any) -> None:
 @click.option("--flash", is_flag=True, help="Into the flash memory, to stay.")
 def program(board_name: str, bitstream: Path | None, flash: bool) -> None:
     """Load a bitstream into a board."""
+    from systolith.boards.board import bitstreams
     from systolith.boards.catalog import find_board
     from systolith.boards.program import program as load
 
     board = find_board(board_name)
-    path = bitstream or _folder(board.name) / board.family.bitstream
+    path = bitstream or bitstreams() / board.name / board.family.bitstream
     click.echo(load(board, path, flash=flash))

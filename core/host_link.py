@@ -32,6 +32,8 @@ ANSWER = 0x80
 """Set in the operation of an answer."""
 PROTOCOL = 1
 MAGIC = b"SLNK"
+BAUD = 1_000_000
+"""Of the serial line, unless a board was built for another."""
 
 
 class Operation(IntEnum):

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,7 +14,7 @@ from amaranth.lib import wiring
 
 from systolith import isa, registers
 from systolith.config import Config
-from systolith.errors import UserError
+from systolith.publish import publish
 
 TOP = "systolith"
 FORMAT = "systolith-manifest"
@@ -73,30 +70,16 @@ def machine_verilog(config: Config) -> str:
 def export(config: Config, directory: Path) -> list[Path]:
     """Writes ``systolith.v``, ``manifest.json`` and ``systolith.h``; returns their paths.
 
-    Equal configurations give equal files. No file is ever half-written: all are made in a folder
-    inside ``directory`` and then renamed, last the manifest, which holds the hash of the Verilog.
-    Other files in ``directory`` are left alone. Raises ``UserError`` where it cannot write.
+    Equal configurations give equal files; see ``publish``. The manifest, which holds the hash of
+    the Verilog, comes last. Raises ``UserError`` where it cannot write.
     """
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".systolith-", dir=directory))
-    except OSError as error:
-        raise UserError(f"Cannot write to {directory}: {error.strerror}") from None
-    try:
-        text = machine_verilog(config)
-        files = {
-            "systolith.v": text,
-            "systolith.h": header(config),
-            "manifest.json": json.dumps(manifest(config, text), indent=2) + "\n",
-        }
-        for name, content in files.items():
-            (work / name).write_text(content)
-        for name in files:
-            os.replace(work / name, directory / name)
-    finally:
-        shutil.rmtree(work)
-    return [directory / name for name in files]
+    text = machine_verilog(config)
+    files = {
+        "systolith.v": text,
+        "systolith.h": header(config),
+        "manifest.json": json.dumps(manifest(config, text), indent=2) + "\n",
+    }
+    return publish(directory, files)
 
 
 def ports(config: Config) -> list[dict[str, Any]]:

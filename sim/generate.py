@@ -31,7 +31,6 @@ from systolith.sim.jobs import Job, Machine, Window, demand_done
 from systolith.sim.profile import predicted_run
 from systolith.sim.writer import Request, Writer
 
-BACKENDS = ("golden", "machine", "rtl")
 LATENCY = 40
 """Cycles from a read request to the first data beat of the simulated memory."""
 

@@ -76,7 +76,7 @@ def check(board: Board, folder: Path, report) -> None:
     assert report.clock_mhz <= report.fmax_mhz
     exact = board.family.clock(board.clock_mhz, report.clock_mhz + 1e-4).hz
     assert manifest["clock_hz"] == round(exact)
-    assert manifest["memory_map"][0] == {"name": "block", "base": 0, "bytes": board.memory_bytes}
+    assert manifest["memory_map"][0] == {"name": "block", "base": 0, "bytes": board.block_bytes}
     there = board.family.devices[board.device]
     for name in ("lut", "ff", "dsp", "bram", "spram"):
         assert 0 <= getattr(report, name) <= getattr(there, name)

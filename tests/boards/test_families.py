@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from systolith.boards import board as boards
-from systolith.boards.board import SDRAM_PINS, Board, BoardError, Pin, memory_map
+from systolith.boards.board import SDRAM_PINS, Board, BoardError, Pin
 from systolith.boards.catalog import NAMES, all_boards, find_board
 from systolith.boards.family import Usage
 from systolith.boards.sizes import check_fits, excess, fitting_presets
@@ -74,7 +74,7 @@ def test_a_board_is_complete(board: Board) -> None:
     assert pins["sdram_dq"].direction == "inout"
     # The names say what is active low; nothing is inverted a second time.
     assert not any(pins[name].inverted for name in SDRAM_PINS)
-    block, sdram = memory_map(board)
+    block, sdram = board.memory_map
     assert (block["base"], sdram["base"]) == (0, block["bytes"])
     assert sdram["bytes"] == board.sdram.size_bytes
 
