@@ -140,6 +140,28 @@ def test_programs_that_do_not_fit_and_errors() -> None:
         demand_done(result)
 
 
+class _Endless(MachineBoard):
+    """Its program goes on: CYCLES grow with each look."""
+
+    def _run(self) -> None:
+        self.registers |= {0x14: 1, 0x18: 0, 0x1C: 0, 0x2C: 0, 0x80: 0, 0x84: 0}
+
+    def _read(self, operation: int, address: int, length: int) -> tuple[bytes, bool]:
+        if operation == 3 and address == 0x80:
+            self.registers[0x80] += 600
+        return super()._read(operation, address, length)
+
+
+def test_a_program_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the machine's count of cycles, not by the host's clock."""
+    monkeypatch.setattr("systolith.boards.device._LOOK_S", 0.0)
+    board = _Endless(SMALL)
+    with pytest.raises(LinkError, match="not ended after 1,000 cycles, and was stopped"):
+        _device(board).run_all([Job(random_program(SMALL, 1, 1), max_cycles=1000)])
+    assert board.registers[0x80] == 1200
+    assert board.registers[0x10] == 2  # CONTROL: reset
+
+
 def test_selftest_of_a_good_board(model: Graph) -> None:
     device = _device(MachineBoard(SMALL))
     told: list[Result] = []

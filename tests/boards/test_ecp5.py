@@ -66,3 +66,9 @@ def test_a_counter_is_placed_and_routed():
     report = synthesize(COUNTER, PORTS, "counter", 8)
     assert report.fmax_mhz > 100
     assert report.ff >= 8 and report.dsp == 0 and report.bram == 0 and report.latches == 0
+
+
+def test_a_tool_that_goes_on_for_ever(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(ToolError, match=r"did not end within .* minutes: aim at a slower clock"):
+        run(command, tmp_path / "log", timeout_s=0.2)
