@@ -100,8 +100,9 @@ async def wait(dut: Any, control: Registers, memory: AxiMemory, job: dict[str, A
             await First(RisingEdge(dut.irq), Timer(left, "ns"))
         if not dut.irq.value:
             continue
-        status = await control.read("STATUS")
+        # In this order: an end that comes in between raises the interrupt again.
         await control.write("CONTROL", registers.CONTROL_IRQ_CLEAR)
+        status = await control.read("STATUS")
         if job["marks"]:
             # Before the status is judged: the last mark comes with the end of the program.
             mark = await control.read("MARK")
