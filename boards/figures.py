@@ -17,31 +17,55 @@ from systolith.sim.generate import compare, integer_text, machine_text
 from systolith.sim.writer import Request
 
 _PROMPT = (1, 2, 3, 4)
+_FEW = 4
+"""New tokens of the shorter text."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """``cycles``: of a token on the average over ``tokens`` tokens, those of the prompt included,
-    every logit compared with the integer forward. ``context``: of the program."""
+    """``cycles``: of a new token, the average over ``tokens`` of them; the prompt is not in it.
+    ``context``: of the program."""
 
     cycles: float
     tokens: int
     context: int
-    program_bytes: int
 
 
 def measure_speed(board: Board, config: Config, graph: Graph, tokens: int) -> Speed:
-    """Writes ``tokens`` tokens on the simulated board, where the model fits into its memory."""
+    """Writes two texts on the simulated board, one ``tokens`` tokens longer than the other.
+
+    Every logit of both is compared with the integer forward. The program has the longest context
+    that fits the board's memory.
+    """
     program = compile_for(graph, config, board.memory_bytes)
     context = program.metadata["context"]
-    request = Request(prompt=[t % graph.vocabulary for t in _PROMPT], tokens=tokens)
+    prompt = [t % graph.vocabulary for t in _PROMPT]
+    cycles = []
     with simulated_board(board.name, config) as port:
         device = Device.open(port, config=config)
-        made = machine_text(program, request, device)
+        for count in (_FEW, _FEW + tokens):
+            request = Request(prompt=prompt, tokens=count)
+            made = machine_text(program, request, device)
+            compare(made, integer_text(graph, request, context=context))
+            cycles.append(made.counters["CYCLES"])
         device.close()
-    compare(made, integer_text(graph, request, context=context))
-    count = len(made.tokens) - 1
-    return Speed(made.counters["CYCLES"] / count, count, context, program.memory_bytes)
+    return Speed((cycles[1] - cycles[0]) / tokens, tokens, context)
+
+
+def speed_at(
+    board: Board, config: Config, clock_mhz: float, graph: Graph, tokens: int
+) -> dict[str, Any]:
+    """Tokens per second at a clock, for a report; ``problem`` where the model does not fit."""
+    try:
+        speed = measure_speed(board, config, graph, tokens)
+    except UserError as error:
+        return {"problem": str(error)}
+    return {
+        "cycles_per_token": round(speed.cycles),
+        "tokens_per_second": round(clock_mhz * 1e6 / speed.cycles, 1),
+        "context": speed.context,
+        "tokens": speed.tokens,
+    }
 
 
 def built(names: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -68,16 +92,7 @@ def row(manifest: dict[str, Any], graph: Graph, tokens: int) -> dict[str, Any]:
         "board", "preset", "dim", "lut", "ff", "dsp", "bram", "fmax_mhz", "clock_mhz", "seconds"
     )  # fmt: skip
     line = {name: report[name] for name in names}
-    try:
-        speed = measure_speed(board, config, graph, tokens)
-    except UserError as error:
-        return line | {"problem": str(error)}
-    return line | {
-        "cycles_per_token": round(speed.cycles),
-        "tokens_per_second": round(report["clock_mhz"] * 1e6 / speed.cycles, 1),
-        "context": speed.context,
-        "tokens": speed.tokens,
-    }
+    return line | speed_at(board, config, report["clock_mhz"], graph, tokens)
 
 
 def markdown(rows: Sequence[dict[str, Any]], model: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from systolith.compiler.allocate import DoesNotFit, first_that_fits
 from systolith.compiler.control import alu, branch, times
-from systolith.compiler.decoder import PENDING, Decoder, context_of, demand_decoder
+from systolith.compiler.decoder import PENDING, Decoder, context_of, demand_decoder, residencies
 from systolith.compiler.layout import from_planes
 from systolith.compiler.lower import Lowering
 from systolith.compiler.moves import without_moves
@@ -53,11 +53,7 @@ def compile_batch(
         lambda keep, on_chip: _Batch(
             graph, config, context, sequences, keep, on_chip, sequences
         ).program(),
-        [
-            (keep, on_chip)
-            for keep in ([True, False] if resident is None else [resident])
-            for on_chip in (True, False)
-        ],
+        residencies(resident),
     )
 
 

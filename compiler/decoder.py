@@ -26,6 +26,7 @@ from systolith.compiler.lower import Lowering
 from systolith.compiler.memory import Memory
 from systolith.compiler.moves import without_moves
 from systolith.compiler.nodes import lower, rope_row_bytes
+from systolith.compiler.residency import Residency
 from systolith.compiler.schedule import Region, Step, overlap, prefetch, synchronize
 from systolith.compiler.tensors import Placed, Registers, Span, Unsupported
 from systolith.config import Config
@@ -45,8 +46,6 @@ NO_STOP = 0xFFFF_FFFF
 """Stop token that never comes."""
 LOG_PARTS = 4
 """Stores that write the logits of a token to memory."""
-LEADING = 4096
-"""Most weight rows of which a token loads the weights that the next one begins with."""
 PENDING = 0xFFFF_FFFF
 """In the place of a token that the host has not chosen yet."""
 STOP_WORD = 8
@@ -69,8 +68,9 @@ def compile_decoder(
 
     ``context``: rows of the key/value caches, at most the graph's (default: as many as the graph
     and the longest softmax row of the configuration allow). ``tokens``: prompt tokens processed at
-    once (default: the most that fit, up to D). ``resident``: keep all weights on chip (default: if
-    they fit). Raises ``DoesNotFit`` or ``Unsupported`` where it cannot.
+    once (default: the most that fit, up to D). ``resident``: keep all weights on chip, or none
+    (default: all if they fit, or most of them). Raises ``DoesNotFit`` or ``Unsupported`` where it
+    cannot.
     """
     demand_decoder(graph)
     graph = without_moves(graph)
@@ -79,10 +79,9 @@ def compile_decoder(
     return first_that_fits(
         lambda *choice: Decoder(graph, config, context, *choice).program(),
         [
-            (block, keep, on_chip)
+            (block, *choice)
             for block in ([n for n in powers if n <= context] if tokens is None else [tokens])
-            for keep in ([True, False] if resident is None else [resident])
-            for on_chip in (True, False)
+            for choice in residencies(resident)
         ],
     )
 
@@ -103,6 +102,25 @@ def compile_for(graph: Graph, config: Config, room: int | None) -> Program:
                 f"{context}, and there are {room:,}: choose a smaller model, or a board with more"
             )
         context //= 2
+
+
+def residencies(resident: bool | None) -> list[tuple[Residency, bool]]:
+    """What may stay in the weight memory, best first: weights, and whether keys and values do.
+
+    ``resident``: of ``compile_decoder``.
+    """
+    # A row of weights is read for each token, one of keys and values is only once it was written.
+    choices = [
+        (Residency.ALL, True),
+        (Residency.ALL, False),
+        (Residency.SOME, False),
+        (Residency.NONE, True),
+        (Residency.NONE, False),
+    ]
+    if resident is None:
+        return choices
+    wanted = Residency.ALL if resident else Residency.NONE
+    return [choice for choice in choices if choice[0] is wanted]
 
 
 def context_of(graph: Graph, config: Config, context: int | None) -> int:
@@ -141,7 +159,7 @@ class Decoder:
         config: Config,
         context: int,
         tokens: int,
-        resident: bool,
+        resident: Residency,
         on_chip: bool,
         sequences: int = 1,
     ) -> None:
@@ -158,12 +176,12 @@ class Decoder:
             stationary=on_chip,
             looping=True,
             resident=resident,
-            leading=0 if resident else min(LEADING, config.weight_rows // 16),
             sequences=sequences,
         )
-        if on_chip and not resident and self.lowering.weights.rows < config.weight_rows // 4:
+        passing = self.lowering.weights.rows
+        if on_chip and resident is Residency.NONE and passing < config.weight_rows // 4:
             raise DoesNotFit("Keys and values leave too little of the weight memory")
-        self.on_chip = on_chip
+        self.residency, self.on_chip = resident, on_chip
         self.embedding = next(n for n in graph.of_kind(Embedding) if n.index == TOKENS)
         self.table = self.memory.constant(
             "embedding",
@@ -197,7 +215,7 @@ class Decoder:
                 **self._describe(),
                 "context": self.context,
                 "block": self.lowering.tokens,
-                "resident": self.lowering.resident,
+                "resident": self.residency is Residency.ALL,
                 "caches": "on chip" if self.on_chip else "in memory",
                 "on_chip": self.lowering.on_chip,
                 "vocabulary": self.graph.vocabulary,

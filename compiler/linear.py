@@ -54,14 +54,16 @@ def linear(
         slot, region = low.table(node.table)
         fields = fields | {"table": TableMode.INTERPOLATE, "slot": slot}
         regions.append(region)
-    chunk = _chunk(low, k_tiles, blocks, span.count, b.period if b is not None else 0)
+    stays = node.name in low.resident
+    period = b.period if b is not None else 0
+    chunk = _chunk(low, k_tiles, blocks, span.count, period, stays=stays)
     # The parameters of a vocabulary may be more than their memory holds.
     whole = blocks <= low.config.parameter_rows // 4 or low.parameters_stay
     param = parameters(0, blocks) if whole else None
     for n in range(0, blocks, chunk):
         n_tiles = min(chunk, blocks - n)
         weights = _weights(low, node, x, out, n, n_tiles)
-        accumulator = multiply(low, x, span, weights, n_tiles)
+        accumulator = multiply(low, x, span, weights, n_tiles, stays=stays)
         arg_max = {}
         if "argmax" in fields:
             d = low.config.dim
@@ -81,18 +83,20 @@ def linear(
         )
 
 
-def multiply(low: Lowering, x: Placed, span: Span, weights: Region, n_tiles: int) -> Region:
+def multiply(
+    low: Lowering, x: Placed, span: Span, weights: Region, n_tiles: int, *, stays: bool
+) -> Region:
     """Emits the product of a span of x and ``n_tiles`` output tiles; its accumulator rows.
 
-    Of one token with weights on chip, the first half of the contraction need not wait for the
-    second half of x.
+    ``stays``: the weights are there. Of one token, the first half of the contraction then need not
+    wait for the second half of x.
     """
     d, k_tiles = low.config.dim, x.layout.blocks
     first = low.accumulator().take(span.count * n_tiles)
     accumulator = Region("accumulator", first, first + span.count * n_tiles)
     rows, registers = span.rows_16()
     half = k_tiles
-    if low.resident and span.count == 1 and k_tiles >= HALVES_FROM:
+    if stays and span.count == 1 and k_tiles >= HALVES_FROM:
         half = (k_tiles + 1) // 2
     for k in range(0, k_tiles, half):
         tiles = min(half, k_tiles - k)
@@ -120,20 +124,22 @@ def multiply(low: Lowering, x: Placed, span: Span, weights: Region, n_tiles: int
     return accumulator
 
 
-def _chunk(low: Lowering, k_tiles: int, n_tiles: int, tokens: int, period: int) -> int:
+def _chunk(
+    low: Lowering, k_tiles: int, n_tiles: int, tokens: int, period: int, *, stays: bool
+) -> int:
     """Output tiles that are worked on at once: weights and accumulators are double-buffered.
 
-    Whole periods of source B, if it has one.
+    ``stays``: the weights are in the weight memory. Whole periods of source B, if it has one.
     """
     weights = n_tiles
-    if not low.resident:
+    if not stays:
         rows = min(MOST_ROWS, low.weights.free // 3)
         weights = max(1, rows // (k_tiles * low.config.dim))
     accumulators = max(1, low.config.accumulator_rows // 4 // tokens)
     chunk = min(weights, accumulators, n_tiles, 1023)
     if not low.parameters_stay:
         chunk = min(chunk, max(1, low.config.parameter_rows // 4))
-    if low.resident and tokens == 1 and n_tiles >= 2 * HALVES_FROM:
+    if stays and tokens == 1 and n_tiles >= 2 * HALVES_FROM:
         # The shorter the last part, the shorter the drain that nothing hides.
         parts = 2 if n_tiles < 4 * HALVES_FROM else 4
         chunk = min(chunk, -(-n_tiles // parts))
@@ -154,7 +160,7 @@ def _weights(low: Lowering, node: Linear, x: Placed, out: Place, n: int, n_tiles
     )
     rows_n = x.layout.blocks * d
     rows = n_tiles * rows_n
-    if low.resident:
+    if node.name in low.resident:
         whole = out.layout.blocks * rows_n
         first, there = low.resident_weights.keep(node.name, whole)
         if not there:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from systolith.compiler.allocate import DoesNotFit, Pool, Ring
+from systolith.compiler.allocate import Pool, Ring
 from systolith.compiler.estimate import cycles
 from systolith.compiler.memory import Memory
 from systolith.compiler.needs import find_fusions, find_keys, find_layouts, staying_tables
+from systolith.compiler.residency import Residency, divide_weights
 from systolith.compiler.schedule import Region, Step
 from systolith.compiler.tensors import (
     Cached,
@@ -45,8 +46,8 @@ class Lowering:
     the longest sequence. ``stationary``: keys and values stay in the weight memory for as long as
     they are used; else they are in memory, in caches that grow. ``looping``: the steps are the body
     of a loop; then parameters and tables are loaded once (``preload``) as far as they fit, keys and
-    values of all layers stay, and with ``resident`` the weights do, too. ``leading``: rows of the
-    weight memory for the first weights of a loop's body, which the turn before it loads.
+    values of all layers stay, and as many weights as ``resident`` says do, too; the others come and
+    go, the first of a loop's body loaded by the turn before it.
     ``sequences``: if more than one, token s of a span is one of sequence s, and all of them have
     the same position.
     """
@@ -61,13 +62,12 @@ class Lowering:
         context: int,
         stationary: bool = False,
         looping: bool = False,
-        resident: bool = False,
-        leading: int = 0,
+        resident: Residency = Residency.NONE,
         sequences: int = 1,
         level: Callable[[Node], int] = lambda node: 0,
     ) -> None:
         self.graph, self.config, self.memory = graph, config, memory
-        self.tokens, self.context, self.resident = tokens, context, resident
+        self.tokens, self.context = tokens, context
         self.sequences = sequences
         self.steps: list[Step] = []
         self.preload: list[Step] = []
@@ -82,17 +82,17 @@ class Lowering:
         self.fused = find_fusions(graph, level)
         self.attended = find_keys(graph)
         self.keys = self.attended if stationary else set()
-        weights = self._weight_rows() if resident else 0
-        self.resident_weights = Ring("weight", 0, weights)
         held = self._key_rows(looping)
         self._key_pool = Pool("weight", held)
         self._first_key = config.weight_rows - held
-        if weights + leading > self._first_key:
-            raise DoesNotFit(
-                f"The weight memory has {config.weight_rows} rows, and {weights + leading + held} "
-                "are needed: choose a configuration with a larger one, or a smaller context"
-            )
-        self.leading = Ring("weight", weights, weights + leading)
+        weights = {
+            node.name: (self.layouts[node.x].blocks * config.dim, self.layouts[node.out].blocks)
+            for node in graph.of_kind(Linear)
+        }
+        rooms = divide_weights(weights, config.weight_rows, held, resident, looping=looping)
+        self.resident = rooms.resident
+        self.resident_weights = Ring("weight", 0, rooms.staying)
+        self.leading = Ring("weight", rooms.staying, rooms.staying + rooms.leading)
         self._led: int | None = 0
         self.weights = Ring("weight", self.leading.stop, self._first_key)
         parameters = self._parameter_rows()
@@ -154,13 +154,6 @@ class Lowering:
         """Bytes of a token of a tensor as it is stored."""
         bits = self.graph.tensors[name].bits
         return self.layouts[name].blocks * bits // 8 * self.config.dim
-
-    def _weight_rows(self) -> int:
-        """Weight rows of all linear layers."""
-        return sum(
-            self.layouts[node.x].blocks * self.layouts[node.out].blocks * self.config.dim
-            for node in self.graph.of_kind(Linear)
-        )
 
     def _parameter_rows(self) -> int:
         """Parameter rows of all nodes that have parameters."""

@@ -1,6 +1,7 @@
 """Commands for boards: the list of them, bitstreams, and programming."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ import click
 
 from systolith.cli_options import steps
 from systolith.config import PRESETS, load_config
+from systolith.errors import UserError
+
+_TOKENS = 16
+"""Written by a model whose speed is asked for."""
 
 
 def _table(title: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -75,6 +80,7 @@ def boards(as_json: bool, names: bool) -> None:
 @click.option("--seed", default=1, show_default=True, help="Of the placer.")
 @click.option("--mhz", type=click.FloatRange(min=0, min_open=True), help="Clock to aim at.")
 @click.option("--strict-clock", is_flag=True, help="Fail where that clock is not reached.")
+@click.option("--model", help="A language model, to tell how fast it will be.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder for the tools' files.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("-o", "output", type=click.Path(path_type=Path), help="Folder for the bitstream.")
@@ -85,29 +91,33 @@ def build(
     seed: int,
     mhz: float | None,
     strict_clock: bool,
+    model: str | None,
     keep: Path | None,
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """Build a bitstream for a board; report what it takes and its clock."""
+    """Build a bitstream for a board; report what it takes and its clock.
+
+    With --model also tokens per second: the model writes on the simulated board, and the cycles
+    that its RTL takes are counted at the clock of the bitstream.
+    """
+    from systolith.boards import build as building
     from systolith.boards.board import bitstreams
     from systolith.boards.catalog import find_board
+    from systolith.boards.core import machine_core
+    from systolith.boards.echo import Echo
+    from systolith.boards.figures import speed_at
+    from systolith.cli_load import language_model
 
+    if model is not None and echo:
+        raise UserError("--echo has no machine for --model to run on: leave one of them out")
     board = find_board(board_name)
     preset = board.preset if preset is None else preset
     config = load_config(preset)
-    from systolith.boards import build as building
-
-    core: Any
-    if echo:
-        from systolith.boards.echo import Echo
-
-        core = Echo
-    else:
-        from systolith.boards.core import machine_core
-
-        core = machine_core
-
+    step = steps()
+    # A model that cannot be read is found out before the tools run.
+    graph = None if model is None else language_model(model, None, step)[0]
+    core: Any = Echo if echo else machine_core
     report = building.build(
         board,
         core,
@@ -118,12 +128,23 @@ def build(
         wanted_mhz=mhz,
         strict_clock=strict_clock,
         keep=keep,
-        step=steps(),
+        step=step,
     )
+    speed = {}
+    if graph is not None:
+        step(f"{model} on the simulated board")
+        speed = {"model": model, **speed_at(board, config, report.clock_mhz, graph, _TOKENS)}
     if as_json:
-        click.echo(report.to_json())
-    else:
-        _show(report, board)
+        click.echo(json.dumps(asdict(report) | speed, indent=2))
+        return
+    _show(report, board)
+    if "problem" in speed:
+        click.echo(f"{model}: {speed['problem']}")
+    elif speed:
+        click.echo(
+            f"{model}: {speed['tokens_per_second']:,} tokens/s, {speed['cycles_per_token']:,} "
+            f"cycles per token with a context of {speed['context']}"
+        )
 
 
 def _show(report: Any, board: Any) -> None:

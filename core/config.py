@@ -139,6 +139,17 @@ PRESETS: dict[str, Config] = {
         parameter_rows=256,
         max_length=256,
     ),
+    "resident": Config(
+        dim=8,
+        lanes=2,
+        bus_bytes=8,
+        activation_rows=1024,
+        weight_rows=32768,
+        weight_ports=2,
+        accumulator_rows=1024,
+        parameter_rows=256,
+        max_length=256,
+    ),
     "bench": Config(
         dim=16,
         lanes=8,
@@ -153,8 +164,9 @@ PRESETS: dict[str, Config] = {
         outstanding=8,
     ),
 }
-"""Named configurations: ``tiny`` (D = 4), ``lean`` and ``small`` for an ECP5-85F, where ``lean``
-leaves most of the block RAM to the model, ``bench`` for measurements."""
+"""Named configurations: ``tiny`` (D = 4); for an ECP5-85F ``small``, ``lean``, which leaves most of
+the block RAM to the model, and ``resident``, which keeps 256 KiB of weights; ``bench`` for
+measurements."""
 
 
 def load_config(name_or_path: str) -> Config:

@@ -120,16 +120,16 @@ def test_weights_of_four_bits_are_expanded(preset, seed):
     check(program, graph, GoldenMachine(config, memory), memory, prompt, total)
 
 
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("resident, weight_rows", [(True, 2048), (None, 1024), (False, 512)])
 @pytest.mark.parametrize("depth", [2, 8])
-def test_semaphores_allow_no_wrong_order(resident, depth, seed):
+def test_semaphores_allow_no_wrong_order(resident, weight_rows, depth, seed):
     graph = random_graph(seed)
     # Small memories: every region is used again and again.
     config = Config(
         dim=8,
         lanes=4,
         bus_bytes=8,
-        weight_rows=2048 if resident else 512,
+        weight_rows=weight_rows,
         activation_rows=1024,
         accumulator_rows=256,
         parameter_rows=128 if resident else 32,
@@ -137,6 +137,8 @@ def test_semaphores_allow_no_wrong_order(resident, depth, seed):
         max_length=32,
     )
     program = compile_decoder(graph, config, resident=resident)
+    staying = program.metadata["on_chip"]["weights that stay"]
+    assert staying == {True: 1504, None: 832, False: 0}[resident]
     for trial in range(3):
         rng = np.random.default_rng((seed, trial))
         memory = program.memory()

@@ -131,7 +131,7 @@ def test_a_budget_a_report_and_onnx(run, checkpoint, tmp_path):
         (("generate", "--top-k", "-2"), "top_k must be at least 1, or 0 for all tokens, not -2"),
         (("generate", "--top-p", "0"), "top_p must be above 0 and at most 1, not 0.0"),
         (("generate", "--stop", ""), "A text to stop at must not be empty"),
-        (("generate", "--config", "huge"), "name one of tiny, small, lean, bench"),
+        (("generate", "--config", "huge"), "name one of tiny, small, lean, resident, bench"),
         (("compile", "nowhere", "-o", "x.slp"), "nowhere does not exist"),
         (("quantize", "bundled", "-o", "x.bin"), "The output must end with .slq"),
         (("quantize", "bundled", "--budget", "1.005", "-o", "x.slq"), "A budget is cosine=NUMBER"),
