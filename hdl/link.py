@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from amaranth import Cat, Const, Module, Mux, Signal, Value
+from amaranth import Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.memory import Memory, MemoryData
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -11,6 +11,7 @@ from systolith.config import Config
 from systolith.hdl.axi import ADDRESS_BITS, AXI4Lite, AXI4Read, AXI4Write
 from systolith.hdl.framing import ANSWER, CONTENT, Deframer, Framer
 from systolith.hdl.link_bus import WORD_BYTES, LinkBus
+from systolith.hdl.pipeline import Buffer
 from systolith.hdl.uart import UartReceiver, UartTransmitter
 from systolith.host_link import ANSWER as ANSWER_BIT
 from systolith.host_link import (
@@ -323,8 +324,14 @@ class HostLink(wiring.Component):
             self.lost.eq(receiver.octets.valid & ~waiting.w_rdy),
             self.tx.eq(transmitter.tx),
         ]
-        connect(m, waiting.r_stream, deframer.octets)
-        connect(m, deframer.contents, executor.contents)
+        # The line is slow; the clock is not to be: registers behind the block RAM, and in front of
+        # what decides on all of a frame's header.
+        m.submodules.octets = octets = Buffer(unsigned(8))
+        m.submodules.contents = contents = Buffer(CONTENT)
+        connect(m, waiting.r_stream, octets.i)
+        connect(m, octets.o, deframer.octets)
+        connect(m, deframer.contents, contents.i)
+        connect(m, contents.o, executor.contents)
         connect(m, executor.answers, framer.contents)
         connect(m, framer.octets, transmitter.octets)
         for name in ("lite", "read", "write"):
