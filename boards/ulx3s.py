@@ -20,9 +20,9 @@ BOARD = Board(
         "reset_button": ("button_fire", 0, ""),
         **amaranth_sdram(),
     }),
-    preset="lean",
-    wanted_mhz=80,
-    block_bytes=256 << 10,
+    preset="resident",
+    wanted_mhz=70,
+    block_bytes=48 << 10,
     loader=("-b", "ulx3s"),
     sdram=ULX3S_SDRAM,
 )  # fmt: skip

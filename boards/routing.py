@@ -1,0 +1,28 @@
+"""Watching nextpnr's router2, which rips up wires that are late until all are in time.
+
+Where there is no way for some of them it goes on for ever; it is then stopped, and asked for a
+slower clock. Placement does not depend on the clock that is asked for, so nothing else changes.
+"""
+
+import re
+
+_ROUND = re.compile(r"iter=\d+ .*overused=(\d+) .*tmgfail=(\d+)")
+_PATIENCE = 150
+"""Rounds without fewer wires that are late, or in each other's way. Routing that ended had 55 of
+them at most, and late rounds take a second."""
+_PLACED = re.compile(r"Max frequency for clock .*: ([\d.]+) MHz")
+_GAIN = 1.2
+"""What the router makes of the clock that the placer expects, at most, as far as was seen."""
+_STEP = 0.93
+
+
+def stalls(log: str) -> bool:
+    """Whether the router no longer gets fewer wires that are late. ``log``: nextpnr's so far."""
+    bad = [int(overused) + int(late) for overused, late in _ROUND.findall(log)]
+    return bool(bad) and min(bad) > 0 and len(bad) - bad.index(min(bad)) > _PATIENCE
+
+
+def slower(mhz: float, log: str) -> float:
+    """The clock to ask for where ``mhz`` stalled with this log."""
+    expected = [float(text) for text in _PLACED.findall(log)]
+    return min([_STEP * mhz, *(_GAIN * one for one in expected[:1])])
