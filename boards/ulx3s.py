@@ -21,7 +21,7 @@ BOARD = Board(
         **amaranth_sdram(),
     }),
     preset="resident",
-    wanted_mhz=70,
+    wanted_mhz=68,
     block_bytes=48 << 10,
     loader=("-b", "ulx3s"),
     sdram=ULX3S_SDRAM,
