@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -118,6 +118,17 @@ class Config:
         return int.from_bytes(hashlib.sha256(self.to_json().encode()).digest()[:4], "little")
 
 
+_LEAN = Config(
+    dim=8,
+    lanes=2,
+    bus_bytes=8,
+    activation_rows=1024,
+    weight_rows=2048,
+    accumulator_rows=1024,
+    parameter_rows=256,
+    max_length=256,
+)
+
 PRESETS: dict[str, Config] = {
     "tiny": Config(
         dim=4,
@@ -129,27 +140,8 @@ PRESETS: dict[str, Config] = {
         parameter_rows=256,
     ),
     "small": Config(dim=8, lanes=4, bus_bytes=8),
-    "lean": Config(
-        dim=8,
-        lanes=2,
-        bus_bytes=8,
-        activation_rows=1024,
-        weight_rows=2048,
-        accumulator_rows=1024,
-        parameter_rows=256,
-        max_length=256,
-    ),
-    "resident": Config(
-        dim=8,
-        lanes=2,
-        bus_bytes=8,
-        activation_rows=1024,
-        weight_rows=32768,
-        weight_ports=2,
-        accumulator_rows=1024,
-        parameter_rows=256,
-        max_length=256,
-    ),
+    "lean": _LEAN,
+    "resident": replace(_LEAN, weight_rows=32768, weight_ports=2),
     "bench": Config(
         dim=16,
         lanes=8,
