@@ -4,7 +4,11 @@ import re
 
 
 def memory_mapping(log: str) -> dict[str, str]:
-    """The destination of each memory, from the log of yosys's memory_libmap."""
+    """The destination of each memory, from the log of yosys's memory_libmap.
+
+    Constants that a case statement chooses from are called memories there, and become gates: they
+    are left out.
+    """
     mapping = {}
     for match in re.finditer(r"mapping memory (\S+) via (\S+)", log):
         name = match[2].upper()
@@ -15,5 +19,6 @@ def memory_mapping(log: str) -> dict[str, str]:
         else:
             mapping[match[1]] = "block"
     for match in re.finditer(r"using FF mapping for memory (\S+)", log):
-        mapping[match[1]] = "ff"
+        if "$proc_rom." not in match[1]:
+            mapping[match[1]] = "ff"
     return mapping

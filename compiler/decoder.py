@@ -93,15 +93,18 @@ def compile_for(graph: Graph, config: Config, room: int | None) -> Program:
     """
     context = context_of(graph, config, None)
     while True:
-        program = compile_decoder(graph, config, context=context)
-        if room is None or program.memory_bytes <= room:
-            return program
-        if context // 2 < _SHORTEST_CONTEXT:
+        try:
+            program = compile_decoder(graph, config, context=context)
+            if room is None or program.memory_bytes <= room:
+                return program
             raise DoesNotFit(
                 f"The program needs {program.memory_bytes:,} bytes of memory with a context of "
                 f"{context}, and there are {room:,}: choose a smaller model, or a board with more"
             )
-        context //= 2
+        except DoesNotFit:
+            context //= 2
+            if context < _SHORTEST_CONTEXT:
+                raise
 
 
 def residencies(resident: bool | None) -> list[tuple[Residency, bool]]:

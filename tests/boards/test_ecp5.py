@@ -34,6 +34,7 @@ def test_memories_are_found_in_the_log():
         "mapping memory top.b via $__DP16KD_\n"
         "mapping memory top.fifo via $__TRELLIS_DPR16X4_\n"
         "using FF mapping for memory top.small\n"
+        "using FF mapping for memory top.$flatten\\link.$auto$proc_rom.cc:155:do_switch$21029\n"
     )
     assert memory_mapping(log) == {
         "top.a": "block", "top.b": "block", "top.fifo": "lut", "top.small": "ff"

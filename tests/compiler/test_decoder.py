@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from systolith.compiler.allocate import DoesNotFit
-from systolith.compiler.decoder import compile_decoder, logits, set_prompt
+from systolith.compiler.decoder import compile_decoder, compile_for, logits, set_prompt
 from systolith.compiler.tensors import Unsupported
 from systolith.config import PRESETS, Config
 from systolith.forward import IntegerModel
@@ -160,6 +160,20 @@ def test_the_whole_context_can_be_used(seed):
     prompt, total = [1, 2, 3], 17
     set_prompt(program, memory, prompt, total)
     check(program, graph, GoldenMachine(TINY, memory), memory, prompt, total)
+
+
+def test_the_context_is_halved_until_the_program_fits(seed):
+    """Into the memory there is, and into a weight memory that has no room for more keys."""
+    graph = random_graph(seed)
+    whole = compile_for(graph, TINY, None)
+    assert whole.metadata["context"] == 32
+    short = compile_for(graph, TINY, whole.memory_bytes - 1)
+    assert short.metadata["context"] == 16 and short.memory_bytes < whole.memory_bytes
+    with pytest.raises(DoesNotFit, match=r"needs .* with a context of 16, and there are 1,000:"):
+        compile_for(graph, TINY, 1000)
+    assert compile_for(graph, replace(TINY, weight_rows=256), None).metadata["context"] == 16
+    with pytest.raises(DoesNotFit, match="weight memory has 120 rows for this, and 128 more"):
+        compile_for(graph, replace(TINY, weight_rows=128), None)
 
 
 def test_a_stop_token_ends_the_text(seed):
