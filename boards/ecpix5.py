@@ -19,7 +19,7 @@ BOARD = Board(
         "reset_button": ("rst", 0, ""),
     }),
     preset="lean",
-    wanted_mhz=80,
+    wanted_mhz=90,
     block_bytes=256 << 10,
     loader=("-b", "ecpix5_r03"),
     notes="the DDR3 is not used",
