@@ -26,7 +26,7 @@ MEASURED: Mapping[tuple[str, str], tuple[int, Usage]] = {
     ("ecp5", "resident"): (0x6B52BF8E, Usage(lut=24314, ff=21390, dsp=102, bram=173)),
     ("ice40", "tiny"): (0x45ECF7F2, Usage(lut=28680, ff=28690, dsp=57, bram=215)),
     ("gowin", "tiny"): (0x45ECF7F2, Usage(lut=19658, ff=15714, dsp=46, bram=50)),
-    ("gatemate", "tiny"): (0x45ECF7F2, Usage(lut=67567, ff=28170, bram=56)),
+    ("gatemate", "tiny"): (0x45ECF7F2, Usage(lut=72456, ff=30896, bram=56)),
     ("nexus", "tiny"): (0x45ECF7F2, Usage(lut=20966, ff=15308, dsp=46, bram=50)),
 }
 """(family, preset) → hash of the preset's configuration when it was measured, and its size."""
