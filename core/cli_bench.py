@@ -313,4 +313,4 @@ def boards(
     with bar() as step:
         graph, _ = language_model(model, tokenizer, lambda text, part=0.0: step(text, part))
     rows = [row(report, graph, tokens) for report in reports]
-    click.echo(json.dumps(rows, indent=2) if as_json else markdown(rows, model))
+    click.echo(json.dumps(rows, indent=2) if as_json else markdown(rows, Path(model).stem))
