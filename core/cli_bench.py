@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
