@@ -68,7 +68,9 @@ class Family(abc.ABC):
     nextpnr's report are; ``packages``: command → package on PyPI; ``constraints_file``,
     ``bitstream``: file names; ``multipliers``: types of yosys's cells that multiply;
     ``lut_memories``: whether LUTs can be small memories (where they cannot, flip-flops are);
-    ``infers_spram``: whether yosys makes the large RAMs of memories by itself.
+    ``infers_spram``: whether yosys makes the large RAMs of memories by itself;
+    ``block_ram_bytes``: of a block RAM whose words are whole bytes; 0 where the large RAMs are the
+    board's memory.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Family(abc.ABC):
     multipliers: tuple[str, ...] = ()
     lut_memories: bool = True
     infers_spram: bool = False
+    block_ram_bytes: int = 2048
 
     @abc.abstractmethod
     def synthesis(self, top: str, device: str) -> str:

@@ -54,6 +54,7 @@ class Ice40(Family):
     multipliers = ("SB_MAC16",)
     lut_memories = False
     infers_spram = True
+    block_ram_bytes = 0
 
     def synthesis(self, top: str, device: str) -> str:
         return f"synth_ice40 -device u -dsp -spram -top {top} -json yosys.json"

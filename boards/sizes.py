@@ -8,7 +8,7 @@ GateMate's cells are those of nextpnr's packer, which makes twice as many of the
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from systolith.boards.board import Board
@@ -39,8 +39,12 @@ def excess(usage: Usage, capacity: Usage) -> Usage:
 
 
 def fitting_presets(board: Board) -> list[str]:
-    """Presets whose bare machine fits the board's device, as far as they were measured."""
+    """Presets whose bare machine fits the device beside the board's block memory, as far as they
+    were measured."""
     capacity = board.family.devices[board.device]
+    if board.family.block_ram_bytes:
+        memory = -(-board.block_bytes // board.family.block_ram_bytes)
+        capacity = replace(capacity, bram=capacity.bram - memory)
     found = []
     for preset, config in PRESETS.items():
         measured, usage = MEASURED.get((board.family.name, preset), (None, Usage()))

@@ -192,6 +192,8 @@ def test_too_large_says_what_by_how_much_and_what_fits() -> None:
 
 def test_sizes_that_were_measured() -> None:
     assert fitting_presets(find_board("ulx3s")) == ["tiny", "small", "lean", "resident"]
+    # Its block memory leaves no room for a machine with much of its own.
+    assert fitting_presets(find_board("ecpix5")) == ["tiny", "lean"]
     assert fitting_presets(find_board("icebreaker")) == []
     assert "tiny" in fitting_presets(find_board("crosslink_nx_evn"))
     assert "tiny" not in fitting_presets(find_board("tang_nano_20k"))
