@@ -4,6 +4,7 @@ Where there is no way for some of them it goes on for ever; it is then stopped, 
 slower clock. Placement does not depend on the clock that is asked for, so nothing else changes.
 """
 
+import math
 import re
 
 _ROUND = re.compile(r"iter=\d+ .*overused=(\d+) .*tmgfail=(\d+)")
@@ -20,9 +21,17 @@ up to 1 % slower than it believed."""
 
 
 def stalls(log: str) -> bool:
-    """Whether the router no longer gets fewer wires that are late. ``log``: nextpnr's so far."""
-    bad = [int(overused) + int(late) for overused, late in _ROUND.findall(log)]
-    return bool(bad) and min(bad) > 0 and len(bad) - bad.index(min(bad)) > _PATIENCE
+    """Whether the router ever got no fewer wires that are late for too long.
+
+    ``log``: nextpnr's so far. What was true stays true: when the log is looked at does not matter.
+    """
+    best, since = math.inf, 0
+    for overused, late in _ROUND.findall(log):
+        bad = int(overused) + int(late)
+        best, since = (bad, 0) if bad < best else (best, since + 1)
+        if best > 0 and since >= _PATIENCE:
+            return True
+    return False
 
 
 def slower(mhz: float, log: str) -> float:

@@ -51,7 +51,8 @@ def run(
     """Runs a tool in the folder of its log: the WebAssembly builds see nothing outside of it.
 
     Returns the log. ``stalls``: says of the log so far whether the tool gets nowhere; it is then
-    stopped, and ``Stalled`` raised. Raises ``ToolError`` where it fails or takes too long.
+    stopped, and ``Stalled`` raised, also where it ended before that was seen: what comes out does
+    not depend on how fast the machine is. Raises ``ToolError`` where it fails or takes too long.
     """
     name = Path(command[0]).name
     end = time.monotonic() + timeout_s
@@ -68,8 +69,7 @@ def run(
                         f"{name} did not end within {timeout_s / 60:g} minutes: aim at a slower "
                         "clock (build --mhz), or try another --seed"
                     )
-                if stalls is not None and stalls(log.read_text(errors="replace")):
-                    raise Stalled(f"{name} gets nowhere: {log.read_text().splitlines()[-1]}")
+                _check(name, log, stalls)
                 _wait(process, min(_LOOK_S, timeout_s))
         finally:
             process.kill()  # nothing to a process that has ended
@@ -79,7 +79,14 @@ def run(
         lines = [line for line in text.splitlines() if line.strip()] or [f"exit code {code}"]
         reasons = [line for line in lines if _REASON.search(line)] or lines
         raise ToolError(f"{name} failed: {reasons[-1]}")
+    _check(name, log, stalls)
     return text
+
+
+def _check(name: str, log: Path, stalls: Callable[[str], bool] | None) -> None:
+    text = log.read_text(errors="replace")
+    if stalls is not None and stalls(text):
+        raise Stalled(f"{name} gets nowhere: {text.splitlines()[-1]}")
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> None:

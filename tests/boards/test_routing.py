@@ -28,6 +28,7 @@ def test_routing_that_gets_nowhere_stalls():
     turns = [(0, 56 + 14 * (i % 2)) for i in range(200)]
     assert not stalls(rounds((900, 60), *turns[:50]))
     assert stalls(rounds((900, 60), *turns))
+    assert stalls(rounds((900, 60), *turns, (0, 0)))
 
 
 def test_the_next_clock():
@@ -42,3 +43,6 @@ def test_a_tool_that_stalls_is_stopped(tmp_path):
     with pytest.raises(Stalled, match="gets nowhere: on and on"):
         run([sys.executable, "-c", script], tmp_path / "log", stalls=lambda log: "on" in log)
     run([sys.executable, "-c", "print('on')"], tmp_path / "log", stalls=lambda log: len(log) > 9)
+    # Fast or slow, the same comes out: it had stalled before it ended.
+    with pytest.raises(Stalled, match="gets nowhere: on"):
+        run([sys.executable, "-c", "print('on')"], tmp_path / "log", stalls=lambda log: "on" in log)
