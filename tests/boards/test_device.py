@@ -8,13 +8,14 @@ import pytest
 from systolith.boards.device import Device
 from systolith.boards.link import Link
 from systolith.boards.locate import first_difference
-from systolith.boards.selftest import Result, junit, selftest
+from systolith.boards.selftest import Result, _blocks, _only, junit, selftest
 from systolith.boards.serial_line import LinkError
 from systolith.compiler.decoder import compile_decoder, set_prompt
 from systolith.config import PRESETS, Config
 from systolith.errors import UserError
 from systolith.graph import Graph
 from systolith.isa import Instruction
+from systolith.program import Symbol
 from systolith.sim.generate import Mismatch, compare, integer_text, machine_text
 from systolith.sim.jobs import Job, MachineError, demand_done
 from systolith.sim.machine import GoldenMachine
@@ -172,6 +173,16 @@ def test_selftest_of_a_good_board(model: Graph) -> None:
     assert "3 tokens" in results[-1].detail
     suite = ElementTree.fromstring(junit(results, "model"))
     assert suite.get("failures") == "0" and len(suite) == len(results) == 10
+
+
+def test_of_a_large_memory_blocks_are_read_back_from_its_first_byte_to_its_last(seed: int) -> None:
+    assert _blocks(Symbol(64, "uint8", (1 << 16,))) == [(64, 1 << 16)]
+    large = Symbol(4096, "int32", (8192, 8))
+    blocks = _blocks(large)
+    assert blocks[0] == (4096, 512) and sum(blocks[-1]) == 4096 + large.size
+    assert len(blocks) == 128 and all(address % 4 == 0 for address, _ in blocks)
+    memory = np.random.default_rng(seed).integers(1, 256, 4096 + large.size).astype(np.uint8)
+    assert np.count_nonzero(_only(memory, blocks)) == sum(size for _, size in blocks)
 
 
 def test_selftest_of_another_bitstream() -> None:
