@@ -13,8 +13,7 @@ from systolith.compiler.decoder import compile_for
 from systolith.config import Config
 from systolith.errors import UserError
 from systolith.graph import Graph
-from systolith.sim.generate import compare, integer_text, machine_text
-from systolith.sim.writer import Request
+from systolith.sim.generate import counted_per_token
 
 _PROMPT = (1, 2, 3, 4)
 _FEW = 4
@@ -38,18 +37,12 @@ def measure_speed(board: Board, config: Config, graph: Graph, tokens: int) -> Sp
     that fits the board's memory.
     """
     program = compile_for(graph, config, board.memory_bytes)
-    context = program.metadata["context"]
     prompt = [t % graph.vocabulary for t in _PROMPT]
-    cycles = []
     with simulated_board(board.name, config) as port:
         device = Device.open(port, config=config)
-        for count in (_FEW, _FEW + tokens):
-            request = Request(prompt=prompt, tokens=count)
-            made = machine_text(program, request, device)
-            compare(made, integer_text(graph, request, context=context))
-            cycles.append(made.counters["CYCLES"])
+        counted = counted_per_token(program, graph, prompt, (_FEW, _FEW + tokens), device)
         device.close()
-    return Speed((cycles[1] - cycles[0]) / tokens, tokens, context)
+    return Speed(counted["CYCLES"], tokens, program.metadata["context"])
 
 
 def speed_at(

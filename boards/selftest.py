@@ -1,6 +1,6 @@
 """Hardware CI: does this board compute what the golden machine computes?
 
-    results = selftest(device, expected_build=0x…, model=graph)
+    results = selftest(device, build=0x…, model=graph)
     junit(results, "ulx3s")
 
 Every check gives a result; after one that shows that nothing else makes sense the rest is skipped,

@@ -5,7 +5,7 @@
 - ``rtl``: the Verilog of the machine executes it, under Verilator.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -251,6 +251,28 @@ def generate(
     )
     compare(result, integer_text(graph, request, context=program.metadata["context"]))
     return result
+
+
+def counted_per_token(
+    program: Program,
+    graph: Graph,
+    prompt: Sequence[int],
+    tokens: tuple[int, int],
+    backend: str | Machine,
+    **memory_settings: int,
+) -> dict[str, float]:
+    """What the counters count for a new token, by name: the difference of two texts, divided.
+
+    ``tokens``: new ones of each text; every logit of both is compared with the integer forward.
+    """
+    counters = []
+    for count in tokens:
+        request = Request(prompt=list(prompt), tokens=count)
+        made = machine_text(program, request, backend, **memory_settings)
+        compare(made, integer_text(graph, request, context=program.metadata["context"]))
+        counters.append(made.counters)
+    few, many = counters
+    return {name: (many[name] - few[name]) / (tokens[1] - tokens[0]) for name in many}
 
 
 def compare(result: Generation, reference: Generation) -> None:

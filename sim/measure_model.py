@@ -12,7 +12,7 @@ from systolith.config import Config
 from systolith.forward import IntegerModel
 from systolith.graph import Attention, Graph, Linear
 from systolith.program import Program
-from systolith.sim.generate import compare, integer_text, machine_text
+from systolith.sim.generate import compare, counted_per_token, integer_text, machine_text
 from systolith.sim.machine_tb import MachineSim, size_for
 from systolith.sim.workloads import random_inputs
 from systolith.sim.writer import Request
@@ -108,12 +108,8 @@ def measure_decode(
     program = compile_decoder(graph, config, resident=resident)
     rng = np.random.default_rng(seed)
     words = rng.integers(0, graph.vocabulary, prompt).tolist()
-    requests = [Request(prompt=words, tokens=count) for count in tokens]
-    runs = [machine_text(program, request, "rtl", **settings) for request in requests]
-    compare(runs[1], integer_text(graph, requests[1]))
-    count = tokens[1] - tokens[0]
-    cycles = (runs[1].counters["CYCLES"] - runs[0].counters["CYCLES"]) / count
-    read = (runs[1].counters["READ_BYTES"] - runs[0].counters["READ_BYTES"]) / count
+    counted = counted_per_token(program, graph, words, tokens, "rtl", **settings)
+    cycles, read = counted["CYCLES"], counted["READ_BYTES"]
     weights = sum(graph.constants[node.weight].size for node in graph.of_kind(Linear))
     cached = 0.0
     if program.metadata["caches"] == "in memory":
